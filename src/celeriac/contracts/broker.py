@@ -1,0 +1,124 @@
+"""What an engine promises about messages. Each verb is a transition; its docstring is the promise.
+
+        publish                 reserve                 settle
+    ────────────▶ ready ──────────────────▶ leased ──────────────▶ gone · scheduled (retry) · ready (released, crashed) · dead
+                    ▲                          │
+         promote    │      reclaim (crash + 1) │
+    scheduled ──────┴──────────────────────────┘
+
+An engine knows nothing of tasks, retries or crash limits: it counts, and those who reserve judge. Every verb takes lists,
+since one is a list of one and a list is one trip. Every verb may be called from any thread, and after a fork, where the engine opens a connection of its
+own. `celeriac.testing.contract` is the definition: an engine that passes it is correct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from ..core.message import Delivery, Holder, Message, Revocation, Settlement
+from .inspect import Inspector
+from .mailbox import Mailbox, Node
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    """In what an engine differs from the others. Nothing asks `isinstance`."""
+
+    engine: str
+    priorities: bool = True
+    """Higher priorities are reserved first."""
+    scheduling: bool = True
+    """Messages that are not due wait in the engine, for any length."""
+    atomic_results: bool = True
+    """It is a ResultBackend too, and `settle` stores the record in the same step as all the rest."""
+    processes: bool = True
+    """Several processes can share it."""
+    durable: bool = True
+    """What was published survives the end of every process."""
+
+
+class Broker(Inspector, Mailbox, Protocol):
+    """Where messages wait and are leased. Raises `EngineUnavailable` from every verb when it cannot be reached or used; then nothing has changed."""
+
+    capabilities: Capabilities
+    url: str
+
+    # -- the life of a message ---------------------------------------------------------------------------------
+
+    def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
+        """→ ready, or scheduled when not due. All of them or none.
+
+        When it returns, the engine holds them. A message whose id the engine holds already, waiting or leased, changes
+        nothing: so a repeat is harmless. (Dead letters do not count as held.) Raises `EngineUnavailable` within
+        `timeout_seconds` when the engine does not answer.
+        """
+        ...
+
+    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
+        """ready → leased: up to `limit` messages of `queues`, best priority first, then those that have waited longest.
+
+        Those whose time has come are promoted on the way. Paused queues give nothing. Does not wait. Atomic: a crash leaves each message either ready or leased. What
+        cannot be decoded is delivered too, with `error` set.
+
+        Raises: NodeLost: the holder's node is not (or no longer) registered; nothing was leased.
+        """
+        ...
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[str]:
+        """leased → as each verdict says, together with its record and its follow-ups; one settlement is one step.
+
+        Returns the ids of those that were refused, of which nothing at all was stored: somebody else holds the message now, or nobody does.
+        """
+        ...
+
+    def exchange(self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder) -> tuple[list[str], list[Delivery]]:
+        """`settle`, then `reserve`, in one trip. When it raises NodeLost, nothing was settled either."""
+        ...
+
+    def held(self, node: str, process: int | None = None) -> list[Delivery]:
+        """What a node, or one process of it, holds now, in the order in which it was reserved. Changes nothing."""
+        ...
+
+    def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
+        """waiting → gone, with its record stored; durable, with no worker running. Says for each id what it was:
+
+        "waiting" (gone now), "running" (it goes on, but a RETRY, RELEASED or CRASHED of it becomes the end of it: the settlement is
+        taken as DONE, and with it the revocation's record is stored; with `terminate` its node gets a letter `terminate`),
+        "unknown" (remembered for `revokes_expire_seconds`: reserved later, it is delivered with `revoked` set).
+        """
+        ...
+
+    # -- nodes and their leases ----------------------------------------------------------------------------------
+
+    def register(self, node: Node, *, lease_seconds: float) -> None:
+        """A worker starts: its lease begins. A second registration of the same id replaces the first."""
+        ...
+
+    def heartbeat(self, node: str, *, lease_seconds: float) -> bool:
+        """Renews all that the node holds, in one step. False: it is not registered (its lease had run out); nothing was renewed."""
+        ...
+
+    def unregister(self, node: str) -> None:
+        """A worker ends. What it still holds is ready again, as interrupted."""
+        ...
+
+    def reclaim(self, nodes: Sequence[str] = ()) -> list[str]:
+        """leased → ready, crash count + 1, for all that is held by nodes whose lease ran out, by the named ones and by
+        unregistered ones; these nodes are gone afterwards. Returns the ids of the messages."""
+        ...
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
+        """Returns early, with True, when something may be ready in one of `queues`: published, released, resumed or come due.
+
+        What became ready before the call counts, if the caller has looked for it (`reserve`) before that. It wakes somebody for each ready
+        message, not everybody. May be wrong in saying True.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back connections and files. The next verb opens them again."""
+        ...

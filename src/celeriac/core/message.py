@@ -1,0 +1,182 @@
+"""The vocabulary that travels: Message, Delivery, Settlement. Data only, no behaviour.
+
+All of them are `msgspec.Struct`s: frozen, keyword-only, and encoded or decoded in C in well under a microsecond, with every field's type checked on the way in.
+Times that people read are aware UTC datetimes; durations are float seconds.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Raw, Struct
+
+
+class Attempt(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One finished try of a task: who ran it, from when, for how long, and what went wrong."""
+
+    worker: str
+    started_at: datetime
+    runtime_seconds: float
+    state: str
+    error: str = ""
+
+
+class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One call as it travels. The fields are the headers of Celery's task protocol 2, and ours.
+
+    `body` is a JSON value: the array `[args, kwargs, embed]` itself when `content_type` is
+    `application/json`, else a string with the base64 of the encoded body.
+    """
+
+    id: str
+    task: str
+    body: Raw
+    queue: str = "celery"
+    priority: int = 0
+    """0 to 9, 9 first, on every engine."""
+    content_type: str = "application/json"
+
+    delay_seconds: float | None = None
+    """Wait so long from the moment the engine accepts it (the engine's clock). Goes before `eta`."""
+    eta: datetime | None = None
+    """Not to be started before this moment. With `delay_seconds` it is the caller's own estimate, for people to read."""
+    expires: datetime | None = None
+    """Not to be started after this moment."""
+
+    root_id: str | None = None
+    parent_id: str | None = None
+    group: str | None = None
+    group_index: int | None = None
+    retries: int = 0
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    shadow: str | None = None
+    argsrepr: str = ""
+    kwargsrepr: str = ""
+    origin: str = ""
+    reply_to: str = ""
+    ignore_result: bool = False
+    replaced_task_nesting: int = 0
+    stamped_headers: list[str] | None = None
+    stamps: dict[str, Any] = {}
+    headers: dict[str, Any] = {}
+    """What the caller gave as `headers=`; JSON values."""
+    exchange: str = ""
+    routing_key: str = ""
+    attempts: list[Attempt] = []
+    """The finished tries before this one, oldest first."""
+
+
+class Holder(Struct, frozen=True):
+    """Who takes deliveries: one process of one node."""
+
+    node: str
+    """The id of one incarnation of a worker: new at each start, never a host name."""
+    process: int = 0
+
+
+class Lease(Struct, frozen=True):
+    """The proof that a delivery is ours: who holds it, and the token that only this holding has."""
+
+    holder: Holder
+    token: int
+    """How many times the message has been reserved, this time included; so no two holdings share one."""
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """A message in our hands.
+
+    `raw_message` instead of `message` is given when what the engine holds cannot be decoded;
+    then `error` says why, and the only sensible verdict is `Verdict.DEAD`.
+    """
+
+    id: str
+    queue: str
+    lease: Lease
+    receipt: Any = None
+    """The engine's own handle of what it stores; nobody else reads it."""
+    message: Message | None
+    crashes: int = 0
+    """How many processes have died while running it."""
+    interruptions: int = 0
+    """How often it was given back by a shutdown or a hostage release."""
+    waiting_since: float = 0.0
+    """When it became ready to run for the first time: seconds of the engine's clock since 1970."""
+    expired: bool = False
+    """True when its `expires` had passed, by the engine's clock, as it was reserved."""
+    revoked: bool = False
+    """True when its id had been revoked before it was reserved."""
+    raw_message: bytes = b""
+    error: str = ""
+
+
+class Verdict(StrEnum):
+    """Where a settlement sends a leased message."""
+
+    DONE = "done"
+    """Out of the engine: it succeeded, failed for good, was revoked, expired or ignored."""
+    RETRY = "retry"
+    """Waits again, as `Settlement.message` says (a new number of retries, eta, arguments)."""
+    RELEASED = "released"
+    """Ready again as it was; nobody ran it to an end. Counts as an interruption."""
+    CRASHED = "crashed"
+    """Ready again as it was; the process that ran it died. Counts as a crash."""
+    DEAD = "dead"
+    """Into the dead letters, with `Settlement.reason`."""
+
+
+class Settlement(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is to become of one leased message, with all that must happen in the same step."""
+
+    id: str
+    verdict: Verdict
+    lease: Lease | None
+    """None for a message that was acknowledged before it ran (`acks_late=False`): there is nothing left to
+    remove or to fence, and only `record` and `follow_ups` are stored."""
+    receipt: Any = None
+    message: Message | None = None
+    """With RETRY: what waits from now on. With RELEASED and CRASHED: an updated message, if it changed."""
+    delay_seconds: float = 0.0
+    """With RELEASED: not to be reserved again before so long."""
+    reason: str = ""
+    record: Record | None = None
+    """The result to store in the same step; None when there is none, or when the results live in another engine."""
+    follow_ups: list[Message] = []
+    """Messages that are published in the same step."""
+
+
+class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of a task's outcome: the fields of a Celery result record, and ours."""
+
+    task_id: str
+    status: str
+    result: Raw = Raw(b"null")
+    """A JSON value: the return value, the meta of a custom state, or an exception as data
+    `{"exc_type", "exc_message", "exc_module"}`."""
+    traceback: str | None = None
+    date_done: datetime | None = None
+    children: list[Any] = []
+    """Celery's result tuples: `[[id, parent], null]`."""
+    name: str | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    worker: str | None = None
+    queue: str | None = None
+    retries: int = 0
+    root_id: str | None = None
+    parent_id: str | None = None
+    group_id: str | None = None
+    attempts: list[Attempt] = []
+
+
+class Revocation(Struct, frozen=True, kw_only=True):
+    """One task that must not run (any more)."""
+
+    id: str
+    terminate: bool = False
+    """Also stop it when it is running now."""
+    signal: str = "SIGTERM"
+    record: Record | None = None
+    """Stored in the same step when the message was waiting (and the results live in the same engine)."""
