@@ -67,6 +67,9 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     routing_key: str = ""
     attempts: list[Attempt] = []
     """The finished tries before this one, oldest first."""
+    doom: dict[str, Any] | None = None
+    """An exception as data (as in `Record.result`). Whoever reserves the message next concludes it with this failure and does
+    not run it: so a supervisor, which runs no user code, ends a task that was killed for its time limit or terminated."""
 
 
 class Holder(Struct, frozen=True):
