@@ -1,0 +1,36 @@
+# Everything a person needs, from a fresh clone: `make demo`, `make test`. Each target does its own set-up.
+
+PYTHON  ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+VENV    := .venv
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench chaos clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with everything development needs
+
+$(READY): pyproject.toml scripts/setup
+	@PYTHON="$(PYTHON)" scripts/setup $(VENV)
+
+demo: $(READY) ## real work by real worker processes, checked at the end
+	@$(BIN)/python -m examples.demo
+
+test: $(READY) ## all tests, with the short fault runs
+	@scripts/test
+
+check: $(READY) ## style, types and the direction of imports
+	@scripts/check
+
+bench: $(READY) ## speed, against Celery and against raw sqlite3
+	@scripts/bench
+
+chaos: $(READY) ## the long fault runs
+	@scripts/chaos
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .venvs .bench demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
