@@ -51,16 +51,18 @@ class Broker(Inspector, Mailbox, Protocol):
         """→ ready, or scheduled when not due. All of them or none.
 
         When it returns, the engine holds them. A message whose id the engine holds already, waiting or leased, changes
-        nothing: so a repeat is harmless. (Dead letters do not count as held.) Raises `EngineUnavailable` within
-        `timeout_seconds` when the engine does not answer.
+        nothing: so a repeat is harmless. The same goes for an id that the list bears twice. (Dead letters do not count as
+        held.) Raises `EngineUnavailable` within `timeout_seconds` when the engine does not answer; what msgspec cannot encode
+        raises its error. Either way no message of the list was published.
         """
         ...
 
     def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
         """ready → leased: up to `limit` messages of `queues`, best priority first, then those that have waited longest.
 
-        Those whose time has come are promoted on the way. Paused queues give nothing. Does not wait. Atomic: a crash leaves each message either ready or leased. What
-        cannot be decoded is delivered too, with `error` set.
+        Those whose time has come are promoted on the way; they have waited since that time. What was released, crashed or
+        reclaimed has waited since it was ready first, so it comes before younger ones. Paused queues give nothing. Does not wait.
+        Atomic: a crash leaves each message either ready or leased. What cannot be decoded is delivered too, with `error` set.
 
         Raises: NodeLost: the holder's node is not (or no longer) registered; nothing was leased.
         """
@@ -70,6 +72,8 @@ class Broker(Inspector, Mailbox, Protocol):
         """leased → as each verdict says, together with its record and its follow-ups; one settlement is one step.
 
         Returns the ids of those that were refused, of which nothing at all was stored: somebody else holds the message now, or nobody does.
+        The message leaves before its follow-ups come, so one of them may bear its id. RETRY starts the counts of crashes and
+        interruptions anew, but not the token's. A lease that ran out holds until somebody reclaims.
         """
         ...
 
@@ -86,18 +90,21 @@ class Broker(Inspector, Mailbox, Protocol):
 
         "waiting" (gone now), "running" (it goes on, but a RETRY, RELEASED or CRASHED of it becomes the end of it: the settlement is
         taken as DONE, and with it the revocation's record is stored; with `terminate` its node gets a letter `terminate`),
-        "unknown" (remembered for `revokes_expire_seconds`: reserved later, it is delivered with `revoked` set).
+        "unknown" (remembered for `revokes_expire_seconds`: reserved later, it is delivered with `revoked` set; a dead letter is unknown too).
+
+        To be reclaimed or unregistered ends a revoked running message like CRASHED and RELEASED do. The letter's arguments are `task_id` and `signal`.
         """
         ...
 
     # -- nodes and their leases ----------------------------------------------------------------------------------
 
     def register(self, node: Node, *, lease_seconds: float) -> None:
-        """A worker starts: its lease begins. A second registration of the same id replaces the first."""
+        """A worker starts: its lease begins. A second registration of the same id replaces the first, and what it holds stays its."""
         ...
 
     def heartbeat(self, node: str, *, lease_seconds: float) -> bool:
-        """Renews all that the node holds, in one step. False: it is not registered (its lease had run out); nothing was renewed."""
+        """Renews all that the node holds, in one step. False: it is not registered (its lease had run out and it was
+        reclaimed); nothing was renewed. A lease that ran out, but was not reclaimed, is renewed: nobody else has got anything of it."""
         ...
 
     def unregister(self, node: str) -> None:
@@ -106,7 +113,8 @@ class Broker(Inspector, Mailbox, Protocol):
 
     def reclaim(self, nodes: Sequence[str] = ()) -> list[str]:
         """leased → ready, crash count + 1, for all that is held by nodes whose lease ran out, by the named ones and by
-        unregistered ones; these nodes are gone afterwards. Returns the ids of the messages."""
+        unregistered ones; these nodes are gone afterwards. Returns the ids of the messages. Leases are measured with the
+        clock that only goes on, where the engine has one: setting the wall clock ends none."""
         ...
 
     # -- waiting -----------------------------------------------------------------------------------------------------
@@ -115,7 +123,8 @@ class Broker(Inspector, Mailbox, Protocol):
         """Returns early, with True, when something may be ready in one of `queues`: published, released, resumed or come due.
 
         What became ready before the call counts, if the caller has looked for it (`reserve`) before that. It wakes somebody for each ready
-        message, not everybody. May be wrong in saying True.
+        message, not everybody. May be wrong in saying True, but not again and again: what is paused or leased lets it wait.
+        The timeout is in seconds of real life, whatever the engine's clock says.
         """
         ...
 

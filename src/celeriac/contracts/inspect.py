@@ -52,7 +52,7 @@ class Inspector(Protocol):
         ...
 
     def queues(self) -> list[str]:
-        """The names of all queues that hold a message or are paused."""
+        """The names of all queues that hold a message, dead letters included, or are paused."""
         ...
 
     def depth(self, queues: Sequence[str] | None = None) -> dict[str, Depth]:
@@ -64,7 +64,7 @@ class Inspector(Protocol):
         ...
 
     def find(self, ids: Sequence[str]) -> dict[str, Waiting]:
-        """Where these messages are; ids that the engine does not hold are absent."""
+        """Where these messages are; ids that the engine does not hold are absent. Of a dead letter and a message of the same id: the message."""
         ...
 
     def revoked(self) -> list[str]:
@@ -84,7 +84,8 @@ class Inspector(Protocol):
         ...
 
     def replay(self, ids: Sequence[str]) -> list[str]:
-        """dead → ready, with crash count 0. Returns the ids that were dead letters."""
+        """dead → ready, with crash count 0. Returns the ids that were dead letters. One whose id was published again
+        meanwhile, and waits or is leased, stays where it is and is not returned."""
         ...
 
     def discard(self, ids: Sequence[str]) -> list[str]:

@@ -31,7 +31,7 @@ class ResultBackend(Protocol):
         """Keeps the records, each instead of the one before it. A record in a ready state is never replaced by one in an unready state.
 
         With `lease` (one record, an engine that also holds the message): only while this lease holds; a zombie stores nothing.
-        Returns the ids of the records that were refused.
+        Returns the ids of the records that were refused. (A settlement is not refused because of its record: that alone is left out.)
         """
         ...
 
@@ -48,7 +48,7 @@ class ResultBackend(Protocol):
         ...
 
     def prune(self, limit: int = 1000) -> int:
-        """Removes up to `limit` records that have expired (`result_expires`). Returns how many."""
+        """Removes up to `limit` records that were stored longer than `result_expires` ago, by the engine's clock. Returns how many."""
         ...
 
     def close(self) -> None: ...
