@@ -146,7 +146,7 @@ class Signal:
 
 def _weak(receiver: Callable[..., Any], when_collected: Callable[[Any], None]) -> Any:
     if hasattr(receiver, "__self__") and hasattr(receiver, "__func__"):
-        return weakref.WeakMethod(receiver, when_collected)  # type: ignore[arg-type]
+        return weakref.WeakMethod(receiver, when_collected)
     return weakref.ref(receiver, when_collected)
 
 
