@@ -27,6 +27,8 @@ from bench.figures import FIGURES, FULL, ONCE, QUICK, Numbers, Sizes
 from bench.report import table
 from bench.sides import HOME, BenchError, Side, celeriac, celery, redis_server
 
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 DEFAULT_BYTES = {"message": 220, "record": 160}
 """Of one message and one record of `add(2, 2)`; measured instead where the worker can be asked."""
 
@@ -35,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     """0 when everything could be measured, whatever the figures are."""
     options = arguments(argv)
     sizes = QUICK if options.quick else FULL
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for number in INTERRUPTIONS:
+        signal.signal(number, _interrupt)
     HOME.mkdir(exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="run-", dir=HOME))
     try:
@@ -155,6 +157,8 @@ def _names(known: list[str]) -> Callable[[str], list[str]]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for other in INTERRUPTIONS:  # a second one must not interrupt the cleaning up
+        signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
