@@ -1,0 +1,344 @@
+"""One delivery from start to outcome, step by step.
+
+    judge → decode → acknowledge early (if asked) → announce the start → call → settle
+
+`judge` ends a delivery that must not run: undecodable, revoked, expired, doomed, poisoned, unknown here. What calls the function and its hooks is `tasks/run.py`, the
+same code as in eager mode; what comes of it becomes a Settlement here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from msgspec import Raw, json, structs
+
+from ..contracts.broker import Broker
+from ..contracts.results import ResultBackend
+from ..core import events, states
+from ..core.errors import EngineUnavailable, NotRegistered, SoftTimeLimitExceeded, TaskRevokedError, WorkerLostError
+from ..core.message import Attempt, Delivery, Message, Record, Settlement, Verdict
+from ..core.serialize import decode_body, decode_exception, encode_exception, encode_value
+from ..tasks.producer import Producer
+from ..tasks.request import Request
+from ..tasks.run import Outcome, acall, call, conclude, follow_ups
+from ..tasks.task import Task
+
+logger = logging.getLogger("celeriac.worker")
+
+UNKNOWN_TASK_PAUSE_SECONDS = 5.0
+"""How long a message that no task here answers to rests before anybody reserves it again."""
+
+
+class ExecutorSettings(Protocol):
+    """What of the settings matters here."""
+
+    @property
+    def accept_content(self) -> Any: ...
+    @property
+    def task_acks_late(self) -> bool: ...
+    @property
+    def task_acks_on_failure_or_timeout(self) -> bool: ...
+    @property
+    def task_track_started(self) -> bool: ...
+    @property
+    def task_ignore_result(self) -> bool: ...
+    @property
+    def task_store_errors_even_if_ignored(self) -> bool: ...
+    @property
+    def task_max_crashes(self) -> int: ...
+    @property
+    def task_unknown_expires(self) -> float: ...
+
+
+class Executor:
+    """Runs deliveries of one process. Holds every part it uses, and nothing of any single delivery."""
+
+    def __init__(
+        self,
+        *,
+        tasks: Mapping[str, Task[Any, Any]],
+        broker: Broker,
+        backend: ResultBackend,
+        producer: Producer,
+        settings: ExecutorSettings,
+        hostname: str,
+        gate: Callable[[Task[Any, Any]], float] | None = None,
+    ) -> None:
+        """`gate` says for how many seconds a task has to wait for its rate limit; 0.0 lets it through."""
+        self.tasks = tasks
+        self.broker = broker
+        self.backend = backend
+        self.producer = producer
+        self.settings = settings
+        self.hostname = hostname
+        self.gate = gate
+        self.accept = frozenset(settings.accept_content)
+        self.cancelled: set[str] = set()
+        """Ids of tasks that were revoked while they run here and cannot be stopped from outside (threads)."""
+
+    # -- the path of one delivery --------------------------------------------------------------------------------
+
+    def run(self, delivery: Delivery) -> Settlement:
+        """Runs a delivery to its end. Never raises for what the task does.
+
+        Raises: EngineUnavailable: before the function was called; the delivery is untouched.
+        """
+        prepared = self.prepare(delivery)
+        if isinstance(prepared, Settlement):
+            return prepared
+        task, request, early = prepared
+        try:
+            outcome = call(task, request)
+        except SoftTimeLimitExceeded as error:  # the signal came between two lines of ours
+            outcome = conclude(task, request, error, datetime.now(UTC))
+        return self.settlement(delivery, task, request, outcome, early)
+
+    async def arun(self, delivery: Delivery) -> Settlement:
+        """As `run`, for a task that is a coroutine function, in the loop we are in."""
+        prepared = self.prepare(delivery)
+        if isinstance(prepared, Settlement):
+            return prepared
+        task, request, early = prepared
+        return self.settlement(delivery, task, request, await acall(task, request), early)
+
+    def prepare(self, delivery: Delivery) -> Settlement | tuple[Task[Any, Any], Request, bool]:
+        """All that comes before the call: a Settlement if there will be no call."""
+        judged = self._judge(delivery)
+        if judged is not None:
+            return judged
+        message = delivery.message
+        assert message is not None
+        task = self.tasks[message.task]
+        try:
+            args, kwargs, embed = decode_body(message, self.accept)
+        except ValueError as error:
+            return self._dead(delivery, error)
+        request = Request(message, args, kwargs, embed, hostname=self.hostname, delivery=delivery)
+        if self.gate is not None and task.rate_limit is not None:
+            pause = self.gate(task)
+            if pause > 0.0:
+                return _released(delivery, pause)
+        early = not (self.settings.task_acks_late if task.acks_late is None else task.acks_late)
+        if early and not self._acknowledge(delivery):
+            return _released(delivery, 0.0)
+        if self.settings.task_track_started if task.track_started is None else task.track_started:
+            self._announce_start(delivery, request)
+        return task, request, early
+
+    def settlement(self, delivery: Delivery, task: Task[Any, Any], request: Request, outcome: Outcome, early: bool = False) -> Settlement:
+        """What an outcome means for the message, its result and its follow-ups."""
+        self._log(request, outcome)
+        state = outcome.state
+        message = request.message
+        published = follow_ups(task, request, outcome, self.producer)
+        verdict, changed = Verdict.DONE, None
+        if state == states.RETRY and outcome.retry is not None:
+            verdict, changed = Verdict.RETRY, self.producer.retry_message(message, outcome.retry, request)
+            changed = structs.replace(changed, attempts=[*message.attempts, self._attempt(outcome)])
+        elif state == states.REJECTED:
+            verdict = Verdict.RELEASED if outcome.requeue else Verdict.DEAD
+        elif state == states.FAILURE and not self._acknowledges_failures(task):
+            verdict = Verdict.DEAD
+        record = self._record(task, request, outcome)
+        if early:
+            if changed is not None:
+                published = [*published, changed]
+            return Settlement(id=delivery.id, verdict=Verdict.DONE, lease=None, record=record, follow_ups=published)
+        return Settlement(
+            id=delivery.id,
+            verdict=verdict,
+            lease=delivery.lease,
+            receipt=delivery.receipt,
+            message=changed,
+            reason=outcome.reason or (repr(outcome.error) if verdict is Verdict.DEAD else ""),
+            record=record,
+            follow_ups=published,
+        )
+
+    # -- deliveries that do not run --------------------------------------------------------------------------------
+
+    def _judge(self, delivery: Delivery) -> Settlement | None:
+        message = delivery.message
+        if message is None:
+            logger.error("Message %s cannot be decoded and went to the dead letters of %r: %s", delivery.id, delivery.queue, delivery.error)
+            return _dead_letter(delivery, delivery.error, _failure(delivery.id, None, ValueError(delivery.error), self.hostname))
+        if delivery.revoked:
+            return self._revoked(delivery, message, "revoked")
+        if message.task not in self.tasks:
+            return self._unknown(delivery, message)
+        if message.doom is not None:
+            return self.concluded(delivery, decode_exception(Raw(json.encode(message.doom))))
+        if delivery.expired:
+            return self._revoked(delivery, message, "expired")
+        if delivery.crashes:
+            return self._poisoned(delivery, self.tasks[message.task])
+        return None
+
+    def _poisoned(self, delivery: Delivery, task: Task[Any, Any]) -> Settlement | None:
+        limit = self.settings.task_max_crashes
+        if delivery.crashes < limit and task.reject_on_worker_lost is not False:
+            return None
+        error = WorkerLostError(
+            f"The process that ran {task.name}[{delivery.id}] died {delivery.crashes} times under it; "
+            f"it will not be started again (task_max_crashes = {limit}). "
+            f"It is in the dead letters of {delivery.queue!r}: `celeriac dead replay {delivery.id}` puts it back."
+        )
+        return self.concluded(delivery, error, dead=True)
+
+    def concluded(self, delivery: Delivery, error: BaseException, *, dead: bool = False) -> Settlement:
+        """Ends a delivery as failed without running it: hooks, error callbacks and result as for any failure."""
+        message = delivery.message
+        assert message is not None
+        task = self.tasks[message.task]
+        try:
+            args, kwargs, embed = decode_body(message, self.accept)
+        except ValueError as decode_error:
+            return self._dead(delivery, decode_error)
+        request = Request(message, args, kwargs, embed, hostname=self.hostname, delivery=delivery)
+        outcome = conclude(task, request, error, datetime.now(UTC))
+        settlement = self.settlement(delivery, task, request, outcome)
+        return structs.replace(settlement, verdict=Verdict.DEAD, reason=str(error)) if dead else settlement
+
+    def _dead(self, delivery: Delivery, error: Exception) -> Settlement:
+        logger.error("Message %s went to the dead letters of %r: %s", delivery.id, delivery.queue, error)
+        return _dead_letter(delivery, str(error), _failure(delivery.id, delivery.message, error, self.hostname))
+
+    def _revoked(self, delivery: Delivery, message: Message, why: str) -> Settlement:
+        logger.info("Discarding revoked task: %s[%s] (%s)", message.task, delivery.id, why)
+        request = Request(message, (), {}, {}, hostname=self.hostname, delivery=delivery)
+        if events.task_revoked.receivers:
+            events.task_revoked.send(
+                sender=self.tasks.get(message.task), request=request, terminated=False, signum=None, expired=why == "expired"
+            )
+        record = _failure(delivery.id, message, TaskRevokedError(why), self.hostname, state=states.REVOKED)
+        return Settlement(
+            id=delivery.id,
+            verdict=Verdict.DONE,
+            lease=delivery.lease,
+            receipt=delivery.receipt,
+            record=None if message.ignore_result else record,
+        )
+
+    def _unknown(self, delivery: Delivery, message: Message) -> Settlement:
+        waited = time.time() - delivery.waiting_since
+        error = NotRegistered(
+            f"Task {message.task!r} is not registered in this worker ({len(self.tasks)} tasks are). "
+            f"Is the module that defines it imported here (`imports`, `autodiscover_tasks()`), and deployed?"
+        )
+        if events.task_unknown.receivers:
+            events.task_unknown.send(sender=None, name=message.task, id=delivery.id, message=message, exc=error)
+        if waited < self.settings.task_unknown_expires:
+            if delivery.interruptions == 0:
+                logger.error("%s The message waits for a worker that knows it.", error)
+            return _released(delivery, UNKNOWN_TASK_PAUSE_SECONDS)
+        logger.error("%s The message waited %.0f s and went to the dead letters of %r.", error, waited, delivery.queue)
+        return _dead_letter(delivery, str(error), _failure(delivery.id, message, error, self.hostname))
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, delivery: Delivery) -> bool:
+        """At most once: out of the engine before the first line runs. False: it is not ours any more."""
+        done = Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt)
+        return not self.broker.settle([done])
+
+    def _announce_start(self, delivery: Delivery, request: Request) -> None:
+        if request.ignore_result:
+            return
+        import os
+
+        meta = encode_value({"pid": os.getpid(), "hostname": self.hostname})
+        record = Record(task_id=delivery.id, status=states.STARTED, result=meta, name=request.task, worker=self.hostname)
+        try:
+            self.backend.store([record], lease=delivery.lease)
+        except EngineUnavailable as error:
+            logger.warning("The start of %s[%s] could not be announced: %s", request.task, delivery.id, error)
+
+    def _acknowledges_failures(self, task: Task[Any, Any]) -> bool:
+        own = task.acks_on_failure_or_timeout
+        return self.settings.task_acks_on_failure_or_timeout if own is None else bool(own)
+
+    def _record(self, task: Task[Any, Any], request: Request, outcome: Outcome) -> Record | None:
+        state = outcome.state
+        if state in (states.IGNORED, states.REJECTED):
+            return None
+        if request.ignore_result and not (state == states.FAILURE and self._stores_errors(task)):
+            return None
+        message = request.message
+        result = outcome.encoded if outcome.encoded is not None else Raw(b"null")
+        if outcome.error is not None:
+            result = encode_exception(outcome.error)
+        return Record(
+            task_id=message.id,
+            status=state,
+            result=result,
+            traceback=outcome.traceback,
+            date_done=datetime.now(UTC) if state in states.READY_STATES else None,
+            children=request.children_as_tuples(),
+            name=message.task,
+            args=message.argsrepr,
+            kwargs=message.kwargsrepr,
+            worker=self.hostname,
+            queue=message.queue,
+            retries=message.retries,
+            root_id=message.root_id,
+            parent_id=message.parent_id,
+            group_id=message.group,
+            attempts=[*message.attempts, self._attempt(outcome)],
+        )
+
+    def _stores_errors(self, task: Task[Any, Any]) -> bool:
+        own = task.store_errors_even_if_ignored
+        return self.settings.task_store_errors_even_if_ignored if own is None else own
+
+    def _attempt(self, outcome: Outcome) -> Attempt:
+        return Attempt(
+            worker=self.hostname,
+            started_at=outcome.started_at,
+            runtime_seconds=outcome.runtime_seconds,
+            state=outcome.state,
+            error="" if outcome.error is None else repr(outcome.error)[:500],
+        )
+
+    def _log(self, request: Request, outcome: Outcome) -> None:
+        match outcome.state:
+            case states.SUCCESS:
+                if logger.isEnabledFor(logging.INFO):
+                    logger.info("Task %s[%s] succeeded in %.6gs: %.200r", request.task, request.id, outcome.runtime_seconds, outcome.value)
+            case states.RETRY:
+                logger.info("Task %s[%s] retry: %s", request.task, request.id, outcome.retry)
+            case states.FAILURE if outcome.expected:
+                logger.info("Task %s[%s] raised expected: %r", request.task, request.id, outcome.error)
+            case states.FAILURE:
+                logger.error("Task %s[%s] raised unexpected: %r\n%s", request.task, request.id, outcome.error, outcome.traceback or "")
+            case states.REVOKED | states.IGNORED | states.REJECTED:
+                logger.info("Task %s[%s] %s: %s", request.task, request.id, outcome.state.lower(), outcome.reason)
+            case _:
+                pass
+
+
+def _released(delivery: Delivery, pause_seconds: float) -> Settlement:
+    return Settlement(id=delivery.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt, delay_seconds=pause_seconds)
+
+
+def _dead_letter(delivery: Delivery, reason: str, record: Record) -> Settlement:
+    return Settlement(id=delivery.id, verdict=Verdict.DEAD, lease=delivery.lease, receipt=delivery.receipt, reason=reason, record=record)
+
+
+def _failure(task_id: str, message: Message | None, error: BaseException, hostname: str, state: str = states.FAILURE) -> Record:
+    """The record of a task that never ran."""
+    return Record(
+        task_id=task_id,
+        status=state,
+        result=encode_exception(error),
+        date_done=datetime.now(UTC),
+        name=message.task if message else None,
+        args=message.argsrepr if message else None,
+        kwargs=message.kwargsrepr if message else None,
+        worker=hostname,
+        retries=message.retries if message else 0,
+        attempts=message.attempts if message else [],
+    )

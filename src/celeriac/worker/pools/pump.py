@@ -1,0 +1,215 @@
+"""What the pools that run many tasks at once have in common: one thread takes, one thread settles, and the kind of pool runs.
+
+    take: free places? → reserve as many → start each        settle: wait for what is finished → settle all of it in one trip
+
+A task whose process has died under it is run alone the next time: nothing runs beside it that could be blamed with it, or go down with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ...core.errors import EngineUnavailable, NodeLost
+from ...core.message import Delivery, Holder, Settlement, Verdict
+from ..executor import Executor
+from ..plan import Plan
+from ..slots import Page, ProcessState
+from ..trouble import Trouble
+from ..worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_ORPHANED, EXIT_RECYCLED, RETRY_SECONDS, WAIT_SECONDS, Settler
+
+logger = logging.getLogger("celeriac.worker")
+
+LARGEST_RESERVATION = 64
+Start = Callable[[list[tuple[int, Delivery]]], None]
+
+
+class Pump:
+    """Takes deliveries for free places, hands them to `start`, and settles what `finished` is told of.
+
+    `start` gets (place, delivery) pairs and returns at once; for each, `finished(place, settlement)` has to be called some time, from any thread.
+    """
+
+    def __init__(self, plan: Plan, settler: Settler, executor: Executor, page: Page, holder: Holder, *, start: Start) -> None:
+        self.plan = plan
+        self.settler = settler
+        self.broker = settler.broker
+        self.executor = executor
+        self.page = page
+        self.holder = holder
+        self.start = start
+        self.exit_code = EXIT_OK
+        self.done = 0
+        self._free = list(range(plan.places))
+        self._changed = threading.Condition()
+        self._finished: deque[Settlement] = deque()
+        self._taking = True
+        self._trouble = Trouble(logger, "The engine")
+
+    # -- told by the pool ----------------------------------------------------------------------------------------
+
+    def finished(self, place: int, settlement: Settlement) -> None:
+        """The delivery at this place has come to its end."""
+        with self._changed:
+            self.page.finish(settlement)
+            self.page.clear(place)
+            self._finished.append(settlement)
+            self._free.append(place)
+            self.done += 1
+            self._changed.notify_all()
+
+    def mark(self, place: int, delivery: Delivery) -> tuple[float | None, float | None]:
+        """A delivery starts at this place. Returns its (hard, soft) limits in seconds."""
+        message = delivery.message
+        hard, soft = self.plan.time_limit, self.plan.soft_time_limit
+        if message is not None:
+            hard, soft = message.time_limit or hard, message.soft_time_limit or soft
+            hard, soft = self.plan.task_limits.get(message.task, (hard, soft))
+        # the supervisor would kill the whole process for one task, so it is told of no deadlines
+        self.page.start(place, delivery.id, place, time.monotonic(), 0.0, 0.0)
+        return hard, soft
+
+    def abandon(self, place: int, delivery: Delivery) -> None:
+        """The delivery could not be run; it is given back."""
+        self.finished(place, Settlement(id=delivery.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt))
+
+    # -- the two loops -------------------------------------------------------------------------------------------
+
+    def take(self) -> None:
+        """Reserves and starts until told to stop. Runs in a thread of its own, or in the main one."""
+        try:
+            while not self._ends():
+                places = self._free_places()
+                if not places:
+                    continue
+                deliveries = self._reserve(len(places))
+                self._start(places, deliveries)
+                if not deliveries:
+                    self.page.set_state(ProcessState.IDLE)
+                    self._wait()
+        except NodeLost:
+            self.exit_code = EXIT_LEASE_LOST
+        except Exception:
+            logger.exception("Process %d cannot go on", self.plan.process)
+            self.exit_code = 70
+        finally:
+            with self._changed:
+                self._taking = False
+                self._changed.notify_all()
+
+    def settle(self) -> None:
+        """Settles what is finished until nothing more can come. Runs in a thread of its own."""
+        while True:
+            with self._changed:
+                while not self._finished:
+                    if not self._taking and len(self._free) == self.plan.places:
+                        return
+                    if self.exit_code in (EXIT_ORPHANED, EXIT_LEASE_LOST):
+                        return
+                    self._changed.wait(WAIT_SECONDS)
+                batch = list(self._finished)
+            self._settle(batch)
+            with self._changed:
+                for _ in batch:
+                    self._finished.popleft()
+                self.page.begin_batch(0)
+                for settlement in self._finished:
+                    self.page.finish(settlement)
+                self.page.count(self.done)
+
+    def _settle(self, batch: list[Settlement]) -> None:
+        while True:
+            try:
+                for task_id in self.settler.settle(batch):
+                    logger.warning(
+                        "The outcome of %s was refused: its lease had run out, and the task belongs to somebody else now.", task_id
+                    )
+                self._trouble.over()
+                return
+            except EngineUnavailable as error:
+                self._trouble.seen(error)
+                if os.getppid() != self.plan.supervisor_pid:
+                    return
+                time.sleep(RETRY_SECONDS)
+
+    def _ends(self) -> bool:
+        if os.getppid() != self.plan.supervisor_pid:
+            self.exit_code = EXIT_ORPHANED
+            return True
+        if self.plan.max_tasks is not None and self.done >= self.plan.max_tasks:
+            self.exit_code = EXIT_RECYCLED
+            return True
+        return bool(self.page.command()[1])
+
+    def _free_places(self) -> list[int]:
+        """Takes the free places; waits a moment when there are none."""
+        with self._changed:
+            if not self._free:
+                self._changed.wait(WAIT_SECONDS)
+                return []
+            places = self._free[-LARGEST_RESERVATION:]
+            del self._free[-LARGEST_RESERVATION:]
+            return places
+
+    def _reserve(self, limit: int) -> list[Delivery]:
+        if self.plan.max_tasks is not None:
+            limit = min(limit, max(1, self.plan.max_tasks - self.done))
+        while not self._ends():
+            try:
+                deliveries = self.broker.reserve(self.plan.queues, limit=limit, holder=self.holder)
+                self._trouble.over()
+                return deliveries
+            except EngineUnavailable as error:
+                self._trouble.seen(error)
+                time.sleep(RETRY_SECONDS)
+        return []
+
+    def _start(self, places: list[int], deliveries: list[Delivery]) -> None:
+        suspects = [delivery for delivery in deliveries if delivery.crashes and self.plan.places > 1]
+        others = [delivery for delivery in deliveries if delivery not in suspects] if suspects else deliveries
+        if others:
+            self.page.set_state(ProcessState.BUSY)
+            self.start(list(zip(places, others, strict=False)))
+        unused = places[len(others) :]
+        while suspects:
+            self._run_alone(unused, suspects.pop(0))
+        with self._changed:
+            self._free.extend(unused)
+
+    def _run_alone(self, unused: list[int], suspect: Delivery) -> None:
+        """Waits until nothing else runs, starts the suspect, and lets nothing start before its end."""
+        place = unused.pop()
+        with self._changed:
+            while self.plan.places > len(self._free) + len(unused) + 1 and not self.page.command()[1]:
+                self._changed.wait(WAIT_SECONDS)
+        if self.page.command()[1]:
+            self.abandon(place, suspect)
+            return
+        self.start([(place, suspect)])
+        with self._changed:
+            while place not in self._free and not self.page.command()[1]:
+                self._changed.wait(WAIT_SECONDS)
+
+    def _wait(self) -> None:
+        try:
+            self.broker.wait(self.plan.queues, WAIT_SECONDS)
+        except EngineUnavailable as error:
+            self._trouble.seen(error)
+            time.sleep(RETRY_SECONDS)
+
+
+def listen(control: int, act: Callable[[dict[str, Any]], None]) -> None:
+    """Reads the supervisor's commands until it is gone. Runs in a thread of its own."""
+    with os.fdopen(control, "rb") as lines:
+        for line in lines:
+            try:
+                act(msgspec.json.decode(line))
+            except Exception:
+                logger.exception("A command of the supervisor failed: %r", line)

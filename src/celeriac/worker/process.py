@@ -1,0 +1,200 @@
+"""A process of a worker, from both sides: how a supervisor starts it, and what it does first."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..core import events
+from ..core.message import Holder
+from .executor import Executor
+from .limits import install_soft_limit
+from .plan import Plan
+from .rates import RateLimits
+from .slots import Page
+from .worker import EXIT_OK, Settler, Worker
+
+if TYPE_CHECKING:
+    from ..app import Celeriac
+
+logger = logging.getLogger("celeriac.worker")
+
+GREENLET_POOLS = frozenset({"gevent", "eventlet"})
+_PR_SET_PDEATHSIG = 1
+
+
+class Process:
+    """A child as its supervisor sees it."""
+
+    def __init__(self, plan: Plan, app: Celeriac) -> None:
+        self.plan = plan
+        self.number = plan.process
+        self.page = Page.create(plan.places)
+        self.started_at = time.monotonic()
+        self.soft_signalled: float | None = None
+        self.doomed: dict[str, Any] | None = None
+        """Why the supervisor has killed it: the exception, as data, with which its running task ends."""
+        self.interrupted = False
+        """Killed because the worker stops: its running task is given back, and nothing is counted."""
+        self.draining = False
+        self.exit_code: int | None = None
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._control, control = os.pipe()[::-1]
+        os.set_inheritable(control, True)
+        self.pid = self._spawn(control) if plan.start_method == "spawn" else self._fork(app, control)
+        os.close(control)
+
+    def _fork(self, app: Celeriac, control: int) -> int:
+        events.worker_before_create_process.send(sender=self)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 70
+        try:
+            os.close(self._control)
+            code = serve(app, self.plan, self.page, control)
+        except BaseException:
+            logger.exception("Process %d could not work", self.number)
+        finally:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _spawn(self, control: int) -> int:
+        plan = msgspec.json.encode(self.plan).decode()
+        command = [sys.executable, "-m", "celeriac.cli.spawned", plan, str(self.page.fd), str(control)]
+        self._popen = subprocess.Popen(
+            command, pass_fds=(self.page.fd, control), env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        )
+        return self._popen.pid
+
+    def ended(self) -> bool:
+        """True once it is gone; then `exit_code` is negative for a signal, as in `subprocess`."""
+        if self.exit_code is not None:
+            return True
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            pid, status = self.pid, 0
+        if pid == 0:
+            return False
+        self.exit_code = os.waitstatus_to_exitcode(status)
+        if self._popen is not None:
+            self._popen.returncode = self.exit_code
+        return True
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """Sends a signal; a process that is gone already does not mind."""
+        if self.exit_code is None:
+            try:
+                os.kill(self.pid, signum)
+            except ProcessLookupError:
+                pass
+
+    def tell(self, command: dict[str, Any]) -> None:
+        """Sends a command to a process that runs several tasks at once (a prefork process does not listen)."""
+        try:
+            os.write(self._control, msgspec.json.encode(command) + b"\n")
+        except BrokenPipeError:
+            pass
+
+    def drain(self) -> None:
+        """It finishes what runs, gives back the rest, and ends."""
+        self.draining = True
+        self.page.stop()
+
+    def close(self) -> None:
+        """After its end: gives the page back."""
+        self.page.close()
+        os.close(self._control)
+
+    def rss_bytes(self) -> int:
+        """Resident memory; 0 where the system does not tell."""
+        try:
+            with open(f"/proc/{self.pid}/statm", "rb") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            return 0
+
+
+def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
+    """The life of a child process. Returns its exit code."""
+    _die_with(plan.supervisor_pid)
+    _be_a_child()
+    gc.unfreeze() if plan.start_method == "spawn" else None
+    random.seed()
+    for name, rate in plan.rate_limits.items():
+        if name in app.tasks:
+            app.tasks[name].rate_limit = rate
+    broker, backend = app.broker, app.backend
+    executor = Executor(
+        tasks=app.tasks,
+        broker=broker,
+        backend=backend,
+        producer=app.producer,
+        settings=app.conf,
+        hostname=plan.hostname,
+        gate=None if app.conf.worker_disable_rate_limits else RateLimits().pause_seconds,
+    )
+    settler = Settler(broker, backend, together=app.results_with_broker)
+    holder = Holder(plan.node, plan.process)
+    events.worker_process_init.send(sender=None, hostname=plan.hostname)
+    code = EXIT_OK
+    try:
+        if plan.pool in ("prefork", "solo"):
+            worker = Worker(
+                settler=settler,
+                executor=executor,
+                page=page,
+                holder=holder,
+                queues=plan.queues,
+                supervisor_pid=plan.supervisor_pid,
+                time_limits=(plan.time_limit, plan.soft_time_limit),
+                task_limits=plan.task_limits,
+                max_tasks=plan.max_tasks,
+            )
+            install_soft_limit(page)
+            code = worker.run()
+        else:
+            from .pools import open_pool
+
+            code = open_pool(plan, settler, executor, page, holder, control).run()
+    finally:
+        events.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=code)
+        app.close()
+    return code
+
+
+def _be_a_child() -> None:
+    """Signals to the whole group (Ctrl-C, systemd) are the supervisor's to act on."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(signum, _leave_it_to_the_supervisor)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _leave_it_to_the_supervisor(signum: int, frame: object) -> None:
+    # a handler, not SIG_IGN: programs that a task starts would inherit SIG_IGN
+    return None
+
+
+def _die_with(supervisor_pid: int) -> None:
+    """Asks the kernel (Linux) to kill this process with its supervisor; elsewhere the loop looks before each task."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (OSError, AttributeError):
+        pass
+    if os.getppid() != supervisor_pid:
+        os._exit(1)

@@ -1,0 +1,259 @@
+"""One process of a worker: reserve, run, settle, repeat.
+
+What is finished is settled and what is next is reserved in one trip to the engine. Between two tasks the process looks at the two words with
+which its supervisor commands (see `slots.py`). It starts nothing once its supervisor is dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from ..contracts.broker import Broker
+from ..contracts.results import ResultBackend
+from ..core.errors import EngineUnavailable, NodeLost
+from ..core.message import Delivery, Holder, Settlement, Verdict
+from .batches import BatchSize
+from .executor import Executor
+from .slots import EVERYTHING, Harvest, Page, ProcessState
+from .trouble import Trouble
+
+logger = logging.getLogger("celeriac.worker")
+
+WAIT_SECONDS = 0.25
+"""How long an idle process waits before it looks at its supervisor again."""
+HARVEST_SECONDS = 5.0
+"""How long a process waits for a supervisor that has announced a harvest."""
+RETRY_SECONDS = 0.2
+
+EXIT_OK = 0
+EXIT_RECYCLED = 80
+"""The process has run as many tasks as it may (`max_tasks_per_child`)."""
+EXIT_ORPHANED = 81
+EXIT_LEASE_LOST = 82
+
+
+class Orphaned(Exception):
+    """The supervisor is dead."""
+
+
+class Settler:
+    """Stores results and settles deliveries, in the order that the engine allows.
+
+    Where results live with the messages, one step does it all. Where they do not, the result is stored first, so that a crash in between
+    repeats the task instead of losing its outcome.
+    """
+
+    def __init__(self, broker: Broker, backend: ResultBackend, *, together: bool) -> None:
+        self.broker = broker
+        self.backend = backend
+        self.together = together
+
+    def exchange(
+        self, settlements: Sequence[Settlement], queues: Sequence[str], limit: int, holder: Holder
+    ) -> tuple[list[str], list[Delivery]]:
+        """Settles, and reserves what is next. Raises EngineUnavailable or NodeLost; then it may be called again with the same settlements."""
+        return self.broker.exchange(self._stored(settlements), queues, limit=limit, holder=holder)
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[str]:
+        """Settles. Raises EngineUnavailable; then it may be called again with the same settlements."""
+        return self.broker.settle(self._stored(settlements))
+
+    def _stored(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        if self.together:
+            return settlements
+        records = [settlement.record for settlement in settlements if settlement.record is not None]
+        if not records:
+            return settlements
+        from msgspec import structs
+
+        self.backend.store(records)
+        return [structs.replace(settlement, record=None) for settlement in settlements]
+
+
+class Worker:
+    """The loop of a process that runs one task at a time."""
+
+    def __init__(
+        self,
+        *,
+        settler: Settler,
+        executor: Executor,
+        page: Page,
+        holder: Holder,
+        queues: Sequence[str],
+        supervisor_pid: int,
+        time_limits: tuple[float | None, float | None] = (None, None),
+        task_limits: Mapping[str, tuple[float | None, float | None]] | None = None,
+        max_tasks: int | None = None,
+    ) -> None:
+        """`time_limits`: hard and soft, in seconds, for tasks whose message names none; `task_limits`: by task name, before all
+        others. `max_tasks`: end after so many."""
+        self.settler = settler
+        self.broker = settler.broker
+        self.executor = executor
+        self.page = page
+        self.holder = holder
+        self.queues = queues
+        self.supervisor_pid = supervisor_pid
+        self.hard_limit, self.soft_limit = time_limits
+        self.task_limits = task_limits or {}
+        self.max_tasks = max_tasks
+        self.batch_size = BatchSize()
+        self.done = 0
+        self.trouble = Trouble(logger, "The engine")
+
+    def run(self) -> int:
+        """Works until told to stop. Returns the exit code."""
+        finished: list[Settlement] = []
+        try:
+            while not self._ends():
+                deliveries = self._exchange(finished)
+                if deliveries:
+                    self.page.set_state(ProcessState.BUSY)
+                    finished = self._run_batch(deliveries)
+                else:
+                    finished = []
+                    self._wait()
+            self._settle(finished)
+        except Orphaned:
+            return EXIT_ORPHANED
+        except NodeLost:
+            return EXIT_LEASE_LOST
+        return EXIT_RECYCLED if self._spent() else EXIT_OK
+
+    def _ends(self) -> bool:
+        self._check_supervisor()
+        return bool(self.page.command()[1]) or self._spent()
+
+    def _spent(self) -> bool:
+        return self.max_tasks is not None and self.done >= self.max_tasks
+
+    def _check_supervisor(self) -> None:
+        if os.getppid() != self.supervisor_pid:
+            raise Orphaned
+
+    # -- the engine ------------------------------------------------------------------------------------------------
+
+    def _exchange(self, finished: list[Settlement]) -> list[Delivery]:
+        limit = self.batch_size.limit()
+        if self.max_tasks is not None:
+            limit = min(limit, self.max_tasks - self.done)
+        while True:
+            try:
+                refused, deliveries = self.settler.exchange(finished, self.queues, limit, self.holder)
+            except EngineUnavailable as error:
+                self._pause(error)
+                continue
+            self.trouble.over()
+            self._report(refused)
+            self.page.begin_batch(len(deliveries))
+            if deliveries:
+                self.batch_size.came(len(deliveries))
+            return deliveries
+
+    def _settle(self, finished: list[Settlement]) -> None:
+        while finished:
+            try:
+                self._report(self.settler.settle(finished))
+                break
+            except EngineUnavailable as error:
+                self._pause(error)
+        self.trouble.over()
+        self.page.begin_batch(0)
+
+    def _wait(self) -> None:
+        self.page.set_state(ProcessState.IDLE)
+        try:
+            self.broker.wait(self.queues, WAIT_SECONDS)
+        except EngineUnavailable as error:
+            self._pause(error)
+
+    def _pause(self, error: EngineUnavailable) -> None:
+        self.trouble.seen(error)
+        self._check_supervisor()
+        time.sleep(RETRY_SECONDS)
+
+    def _report(self, refused: Sequence[str]) -> None:
+        for task_id in refused:
+            logger.warning("The outcome of %s was refused: its lease had run out, and the task belongs to somebody else now.", task_id)
+
+    # -- a batch -----------------------------------------------------------------------------------------------------
+
+    def _run_batch(self, deliveries: list[Delivery]) -> list[Settlement]:
+        """Runs a batch, as far as the supervisor lets us, and returns what is to be settled."""
+        page = self.page
+        generation, _ = page.command()
+        finished: list[Settlement] = []
+        began = time.monotonic()
+        for position, delivery in enumerate(deliveries):
+            self._mark_start(delivery, position)
+            command, stop = page.command()
+            if stop or command != generation or os.getppid() != self.supervisor_pid:
+                page.clear(0)
+                return self._give_back(deliveries, position, finished, generation)
+            settlement = self._run_one(delivery)
+            finished.append(settlement)
+            if not page.finish(settlement):
+                self._settle(finished)
+                finished = []
+                page.begin_batch(len(deliveries) - position)
+            page.clear(0)
+            self.done += 1
+        page.count(self.done)
+        self.batch_size.ran(len(deliveries), time.monotonic() - began)
+        command, _ = page.command()
+        if command != generation:
+            return self._give_back(deliveries, len(deliveries), finished, generation)
+        return finished
+
+    def _run_one(self, delivery: Delivery) -> Settlement:
+        try:
+            return self.executor.run(delivery)
+        except EngineUnavailable as error:
+            self._pause(error)
+            return Settlement(id=delivery.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt)
+
+    def _mark_start(self, delivery: Delivery, position: int) -> None:
+        now = time.monotonic()
+        message = delivery.message
+        hard, soft = self.hard_limit, self.soft_limit
+        if message is not None:
+            hard = message.time_limit or hard
+            soft = message.soft_time_limit or soft
+            if self.task_limits and message.task in self.task_limits:
+                hard, soft = self.task_limits[message.task]
+        self.page.start(0, delivery.id, position, now, now + soft if soft else 0.0, now + hard if hard else 0.0)
+
+    def _give_back(self, deliveries: list[Delivery], position: int, finished: list[Settlement], generation: int) -> list[Settlement]:
+        """We stand before `position`, told to stop or harvested, or orphaned. Returns what is ours to settle."""
+        self._check_supervisor()
+        page = self.page
+        page.count(self.done)
+        command, stop = page.command()
+        unstarted = deliveries[position:]
+        if command != generation:
+            harvest = self._await_harvest(command)
+            if harvest.kept != EVERYTHING:
+                finished = finished[harvest.taken :]
+                unstarted = [delivery for delivery in unstarted if delivery is deliveries_at(deliveries, harvest.kept)]
+        released = [
+            Settlement(id=delivery.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt) for delivery in unstarted
+        ]
+        return [*finished, *released]
+
+    def _await_harvest(self, generation: int) -> Harvest:
+        deadline = time.monotonic() + HARVEST_SECONDS
+        while (harvest := self.page.harvest(generation)) is None:
+            self._check_supervisor()
+            if time.monotonic() > deadline:  # the fence refuses what the supervisor has settled meanwhile
+                return Harvest(taken=0, kept=EVERYTHING)
+            time.sleep(0.0005)
+        return harvest
+
+
+def deliveries_at(deliveries: list[Delivery], position: int) -> Delivery | None:
+    """The delivery at a position, or None beyond the end (`slots.NOTHING`)."""
+    return deliveries[position] if position < len(deliveries) else None

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from celeriac.core.errors import ImproperlyConfigured
+from celeriac.worker.rates import RateLimits, parse_rate
+
+
+@pytest.mark.parametrize(
+    ("text", "per_second"), [("10/s", 10.0), ("120/m", 2.0), ("36/h", 0.01), (5, 5.0), ("2.5", 2.5), (None, 0.0), (0, 0.0), ("0", 0.0)]
+)
+def test_rates(text, per_second):
+    assert parse_rate(text) == pytest.approx(per_second)
+
+
+@pytest.mark.parametrize("text", ["ten/s", "10/y", "/s", [1]])
+def test_a_wrong_rate_says_how_to_write_one(text):
+    with pytest.raises(ImproperlyConfigured, match="Invalid rate limit"):
+        parse_rate(text)
+
+
+def test_a_token_at_a_time():
+    limits = RateLimits()
+    task = SimpleNamespace(name="t", rate_limit="1/h")
+    assert limits.pause_seconds(task) == 0.0
+    assert 3590 < limits.pause_seconds(task) <= 3600
+    assert limits.pause_seconds(SimpleNamespace(name="other", rate_limit="1/h")) == 0.0

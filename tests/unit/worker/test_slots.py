@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from celeriac.core.message import Holder, Lease, Settlement, Verdict
+from celeriac.worker.slots import NOTHING, RING_BYTES, Harvest, Page, ProcessState
+
+
+def settlement(number: int, reason: str = "") -> Settlement:
+    return Settlement(id=f"task-{number}", verdict=Verdict.DONE, lease=Lease(Holder("node", 1), number), receipt=number, reason=reason)
+
+
+@pytest.fixture
+def page():
+    page = Page.create(places=3)
+    yield page
+    page.close()
+
+
+def test_what_runs_is_seen_with_its_deadlines(page: Page):
+    page.start(1, "tâche", 4, 10.0, 12.0, 13.5)
+    (running,) = page.running()
+    assert (running.place, running.task_id, running.position) == (1, "tâche", 4)
+    assert (running.started_at, running.soft_deadline, running.hard_deadline) == (10.0, 12.0, 13.5)
+    page.clear(1)
+    assert page.running() == []
+
+
+def test_an_id_of_any_length_fits(page: Page):
+    page.start(0, "x" * 255, 0, 1.0, 0.0, 0.0)
+    assert page.running()[0].task_id == "x" * 255
+
+
+def test_outcomes_come_back_as_they_were(page: Page):
+    page.begin_batch(3)
+    for number in range(3):
+        assert page.finish(settlement(number))
+    assert page.outcomes() == [settlement(number) for number in range(3)]
+    page.begin_batch(1)
+    assert page.outcomes() == []
+
+
+def test_a_harvest_takes_outcomes_out(page: Page):
+    page.begin_batch(3)
+    page.finish(settlement(0))
+    generation = page.raise_generation()
+    assert page.command() == (generation, 0)
+    assert page.harvest(generation) is None
+    page.answer(generation, Harvest(taken=1, kept=NOTHING))
+    assert page.harvest(generation) == Harvest(taken=1, kept=NOTHING)
+    page.finish(settlement(1))
+    assert page.outcomes() == [settlement(1)]
+    page.begin_batch(2)
+    page.finish(settlement(5))
+    assert page.outcomes() == [settlement(5)]
+
+
+def test_unstarted_counts_what_neither_runs_nor_is_finished(page: Page):
+    page.begin_batch(4)
+    page.finish(settlement(0))
+    assert page.unstarted() == 2
+
+
+def test_a_full_ring_says_so_and_keeps_what_it_has(page: Page):
+    page.begin_batch(9)
+    big = "x" * (RING_BYTES // 2)
+    assert page.finish(settlement(1, big))
+    assert not page.finish(settlement(2, big))
+    assert [outcome.id for outcome in page.outcomes()] == ["task-1"]
+
+
+def test_a_killed_process_leaves_its_outcomes(page: Page):
+    pid = os.fork()
+    if pid == 0:
+        page.set_state(ProcessState.BUSY)
+        page.begin_batch(2)
+        page.finish(settlement(7))
+        page.start(0, "running", 1, 5.0, 0.0, 0.0)
+        page.count(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert page.outcomes() == [settlement(7)]
+    assert [running.task_id for running in page.running()] == ["running"]
+    assert (page.done(), page.state()) == (1, ProcessState.BUSY)
+
+
+def test_an_inherited_page_is_the_same_memory(page: Page):
+    other = Page.attach(os.dup(page.fd), 3)
+    other.stop()
+    assert page.command() == (0, 1)
+    other.close()
