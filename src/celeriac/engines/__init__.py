@@ -1,0 +1,34 @@
+"""Which engine a URL names. A further engine is its file and one line here; no other file learns its name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..core.clock import SYSTEM_CLOCK, Clock
+from ..core.errors import ImproperlyConfigured
+
+if TYPE_CHECKING:
+    from ..contracts.engine import Engine
+
+_SCHEMES = "memory://, sqlite:///relative.db, sqlite:////absolute.db"
+
+
+def open_engine(url: str, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Engine:
+    """The engine of this URL, as broker and result backend in one. Connects to nothing yet: the first verb does.
+
+    Raises: ImproperlyConfigured: nobody knows the URL's scheme, or the URL or an option is wrong.
+    """
+    scheme, separator, _ = url.partition("://")
+    match scheme if separator else "":
+        case "sqlite":
+            from .sqlite import SQLiteEngine
+
+            return SQLiteEngine(url, clock=clock, **options)
+        case "memory":
+            from .memory import MemoryEngine
+
+            return MemoryEngine(url, clock=clock, **options)
+        case "":
+            raise ImproperlyConfigured(f"{url!r} is not the URL of an engine. Use one of {_SCHEMES}.")
+        case _:
+            raise ImproperlyConfigured(f"No engine for {scheme}:// URLs is installed. Use one of {_SCHEMES}.")

@@ -1,0 +1,1553 @@
+"""The engine of one SQLite file: no server, and any number of processes of one machine.
+
+    storage    the file, in WAL mode: a row for each message that waits or is leased, one for each record, dead letter, node and letter.
+               Beside it the directory `<file>.wake`, which holds nothing of value: a lock file, and named pipes to wake by. It may be
+               removed at any time
+    a crash    of a process loses nothing that a verb had answered. At power loss or a crash of the kernel `synchronous=NORMAL` (the default)
+               may lose the last moments, never the file: what was published then is gone, what was settled then runs again. `synchronous=FULL` loses nothing,
+               and costs an fsync for each transaction
+    order      priority, then how long it has waited, then the order of publishing
+    atomic     every verb is one transaction. Writers take turns by `flock` on the lock file, since SQLite's own way of waiting lets the unlucky starve
+               when several processes are busy; SQLite's locks guard the data all the same
+    waiting    whoever publishes writes a byte (a token) into the pipe of the queue; whoever waits polls it. A token stays until it is read, and who reads it
+               puts it back when he leaves ready work behind. A look into the file once a second is the net for everything
+    clocks     due times follow the wall clock; leases the clock that only goes on, together with the kernel's boot id: setting the time ends no lease, a reboot ends all
+    cannot     be shared over a network file system: WAL needs shared memory. Where there is no `mkfifo` or `flock` it polls every 20 ms
+
+A connection must not live through a fork, not even unused: SQLite keeps its file locks for each process and its own account of them in memory, so that a child which
+inherits the account believes in locks it does not have, and its parent would remove the write-ahead log under its feet. So it is closed before each fork
+and opened again by the next verb.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import platform
+import select
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from itertools import count
+from typing import TYPE_CHECKING, Any, assert_never
+from urllib.parse import parse_qsl, unquote
+from weakref import WeakSet
+
+import msgspec
+
+from ..contracts.broker import Capabilities
+from ..contracts.inspect import Depth, Waiting
+from ..contracts.mailbox import Letter, Node
+from ..core.clock import SYSTEM_CLOCK, Clock
+from ..core.errors import EngineCorrupt, EngineUnavailable, ImproperlyConfigured, NodeLost
+from ..core.message import Delivery, Holder, Lease, Message, Record, Revocation, Settlement, Verdict
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from ..contracts.engine import Engine
+    from ..contracts.results import Subscription
+
+# -- settings ----------------------------------------------------------------------------------------------------
+
+APPLICATION_ID = 0x43454C59
+"""Marks a file as ours (`CELY`)."""
+LETTER_SECONDS = 60.0
+"""How long a letter waits for its reader."""
+NET_SECONDS = 1.0
+"""How often a waiter looks into the file, should a token have been lost."""
+POLL_SECONDS = 0.02
+"""The same, where there are no named pipes."""
+PROMOTE_LIMIT = 1000
+"""How many messages that came due one `reserve` promotes, so that a million of them stop nobody."""
+PURGE_LIMIT = 5000
+"""How many rows one transaction of `purge` removes."""
+WIDE_SUBSCRIPTION = 50
+"""A wait for more results than this is told about every result."""
+STALE_SECONDS = 60.0
+"""A named pipe that is older and that nobody reads belonged to a process that died."""
+
+PRAGMAS = (
+    "PRAGMA cache_size = -8000",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA secure_delete = OFF",
+    "PRAGMA wal_autocheckpoint = 4000",
+    "PRAGMA journal_size_limit = 67108864",
+)
+
+# -- SQL -----------------------------------------------------------------------------------------------------------
+
+READY, SCHEDULED, LEASED = 0, 1, 2
+_STATES = ("ready", "scheduled", "leased")
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        # `at` is the place in the queue: since when the message is ready, or will be. `taken` orders what a node holds. The message comes last,
+        # so that nobody reads through megabytes to get at the rest.
+        """
+        CREATE TABLE messages (
+            n INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            queue TEXT NOT NULL,
+            priority INTEGER NOT NULL,
+            state INTEGER NOT NULL,
+            at REAL NOT NULL,
+            due REAL,
+            task TEXT NOT NULL,
+            node TEXT,
+            process INTEGER,
+            taken INTEGER,
+            token INTEGER NOT NULL DEFAULT 0,
+            crashes INTEGER NOT NULL DEFAULT 0,
+            interruptions INTEGER NOT NULL DEFAULT 0,
+            revocation BLOB,
+            message BLOB NOT NULL
+        )
+        """,
+        "CREATE INDEX messages_ready ON messages (queue, priority DESC, at) WHERE state = 0",
+        "CREATE INDEX messages_scheduled ON messages (queue, due) WHERE state = 1",
+        "CREATE INDEX messages_leased ON messages (node, process, taken) WHERE state = 2",
+        "CREATE INDEX messages_revoked ON messages (id) WHERE revocation IS NOT NULL",
+        """
+        CREATE TABLE results (
+            task_id TEXT PRIMARY KEY,
+            status TEXT NOT NULL,
+            stored REAL NOT NULL,
+            record BLOB NOT NULL
+        ) WITHOUT ROWID
+        """,
+        "CREATE INDEX results_stored ON results (stored)",
+        """
+        CREATE TABLE dead (
+            n INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            queue TEXT NOT NULL,
+            priority INTEGER NOT NULL,
+            at REAL NOT NULL,
+            died REAL NOT NULL,
+            task TEXT NOT NULL,
+            token INTEGER NOT NULL,
+            crashes INTEGER NOT NULL,
+            interruptions INTEGER NOT NULL,
+            reason TEXT NOT NULL,
+            message BLOB NOT NULL
+        )
+        """,
+        "CREATE INDEX dead_queue ON dead (queue)",
+        "CREATE TABLE nodes (id TEXT PRIMARY KEY, boot TEXT NOT NULL, until REAL NOT NULL, node BLOB NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE letters (n INTEGER PRIMARY KEY, address TEXT NOT NULL, at REAL NOT NULL, letter BLOB NOT NULL)",
+        "CREATE INDEX letters_address ON letters (address)",
+        "CREATE TABLE revokes (id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE paused (queue TEXT PRIMARY KEY, by TEXT NOT NULL) WITHOUT ROWID",
+    ),
+)
+"""What leads from each version of the schema to the next."""
+
+PUBLISH = (
+    "INSERT INTO messages (id, queue, priority, state, at, due, task, token, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (id) DO NOTHING"
+)
+GATE = "SELECT EXISTS (SELECT 1 FROM paused), EXISTS (SELECT 1 FROM revokes) FROM nodes WHERE id = ?"
+PROMOTE = (
+    "UPDATE messages SET state = 0, due = NULL WHERE n IN"
+    f" (SELECT n FROM messages WHERE state = 1 AND queue = ? AND due <= ? ORDER BY due LIMIT {PROMOTE_LIMIT})"
+)
+FIRST_DUE = "SELECT min(due) FROM messages WHERE state = 1 AND queue = ?"
+READY_KEYS = "SELECT -priority, at, n, queue FROM messages WHERE state = 0 AND queue = ? ORDER BY priority DESC, at, n LIMIT ?"
+READY_ROWS = (
+    "SELECT n, id, queue, token + 1, crashes, interruptions, at, message FROM messages"
+    " WHERE state = 0 AND queue = ? ORDER BY priority DESC, at, n LIMIT ?"
+)
+ROW = "SELECT n, id, queue, token + 1, crashes, interruptions, at, message FROM messages WHERE n = ?"
+ANY_READY = "SELECT 1 FROM messages WHERE state = 0 AND queue = ? LIMIT 1"
+LEASE = "UPDATE messages SET state = 2, node = ?, process = ?, taken = ?, token = token + 1 WHERE n = ?"
+HELD = (
+    "SELECT n, id, queue, token, crashes, interruptions, at, message, process, revocation FROM messages"
+    " WHERE state = 2 AND node = ? ORDER BY taken, n"
+)
+OUTLOOK = (
+    "SELECT EXISTS (SELECT 1 FROM messages WHERE state = 0 AND queue = ?1), (SELECT min(due) FROM messages WHERE state = 1 AND queue = ?1)"
+    " WHERE NOT EXISTS (SELECT 1 FROM paused WHERE queue = ?1)"
+)
+REMOVE = "DELETE FROM messages WHERE n = ? AND id = ? AND node = ? AND process = ? AND token = ?"
+FENCED = "SELECT n, revocation FROM messages WHERE id = ? AND state = 2 AND node = ? AND process = ? AND token = ?"
+GIVE_BACK = (
+    "UPDATE messages SET state = ?, due = ?, crashes = crashes + ?, interruptions = interruptions + ?,"
+    " node = NULL, process = NULL, taken = NULL WHERE n = ?"
+)
+REWRITE = "UPDATE messages SET queue = ?, priority = ?, task = ?, message = ? WHERE n = ?"
+BURY = (
+    "INSERT OR REPLACE INTO dead (id, queue, priority, at, died, task, token, crashes, interruptions, reason, message)"
+    " SELECT id, queue, priority, at, ?, task, token, crashes, interruptions, ?, message FROM messages WHERE n = ?"
+)
+STORE = (
+    "INSERT INTO results (task_id, status, stored, record) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (task_id) DO UPDATE SET status = excluded.status, stored = excluded.stored, record = excluded.record"
+    " WHERE excluded.status IN ('SUCCESS', 'FAILURE', 'REVOKED') OR results.status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')"
+)
+PRUNE = "DELETE FROM results WHERE task_id IN (SELECT task_id FROM results WHERE stored < ? ORDER BY stored LIMIT ?)"
+
+_FIELDS = "id, queue, {state}, {due}, at, priority, n, {node}, {process}, crashes, interruptions, {reason}, {died}, message"
+WAITING = _FIELDS.format(state="state", due="due", node="node", process="process", reason="''", died="NULL") + " FROM messages"
+DEAD = _FIELDS.format(state="3", due="NULL", node="NULL", process="NULL", reason="reason", died="died") + " FROM dead"
+PEEK = {
+    # The due ones that nobody promoted yet are few; so they alone are sorted, and the others come as the index has them.
+    "ready": (
+        f"SELECT * FROM (SELECT * FROM (SELECT {WAITING} WHERE state = 0 AND queue = :queue ORDER BY priority DESC, at, n LIMIT :stop)"
+        f" UNION ALL SELECT * FROM (SELECT {WAITING} WHERE state = 1 AND queue = :queue AND due <= :now ORDER BY priority DESC, at, n LIMIT :stop))"
+        " ORDER BY priority DESC, at, n LIMIT :limit OFFSET :offset"
+    ),
+    "scheduled": f"SELECT {WAITING} WHERE state = 1 AND queue = :queue AND due > :now ORDER BY due, n LIMIT :limit OFFSET :offset",
+    "leased": f"SELECT {WAITING} WHERE state = 2 AND queue = :queue ORDER BY priority DESC, at, n LIMIT :limit OFFSET :offset",
+    "dead": f"SELECT {DEAD} WHERE queue = :queue ORDER BY n DESC LIMIT :limit OFFSET :offset",
+}
+COUNTS = (
+    "SELECT (SELECT count(*) FROM messages WHERE state = 0 AND queue = ?1),"
+    " (SELECT count(*) FROM messages WHERE state = 1 AND queue = ?1 AND due <= ?2),"
+    " (SELECT count(*) FROM messages WHERE state = 1 AND queue = ?1 AND due > ?2),"
+    " (SELECT count(*) FROM dead WHERE queue = ?1),"
+    " (SELECT by FROM paused WHERE queue = ?1)"
+)
+LEASED_COUNTS = "SELECT queue, count(*) FROM messages WHERE state = 2 GROUP BY queue"
+AHEAD = (
+    "SELECT (SELECT count(*) FROM messages WHERE state = 0 AND queue = :queue AND priority > :priority)"
+    " + (SELECT count(*) FROM messages WHERE state = 0 AND queue = :queue AND priority = :priority AND (at, n) < (:at, :n))"
+    " + (SELECT count(*) FROM messages WHERE state = 1 AND queue = :queue AND due <= :now AND (-priority, at, n) < (-:priority, :at, :n))"
+)
+# Steps from name to name through the index instead of reading all its rows.
+QUEUES = """
+    WITH RECURSIVE
+        ready (queue) AS (
+            SELECT min(queue) FROM messages WHERE state = 0
+            UNION ALL SELECT (SELECT min(queue) FROM messages WHERE state = 0 AND queue > ready.queue) FROM ready WHERE ready.queue IS NOT NULL
+        ),
+        scheduled (queue) AS (
+            SELECT min(queue) FROM messages WHERE state = 1
+            UNION ALL SELECT (SELECT min(queue) FROM messages WHERE state = 1 AND queue > scheduled.queue) FROM scheduled WHERE scheduled.queue IS NOT NULL
+        )
+    SELECT queue FROM ready WHERE queue IS NOT NULL
+    UNION SELECT queue FROM scheduled WHERE queue IS NOT NULL
+    UNION SELECT queue FROM messages WHERE state = 2
+    UNION SELECT queue FROM dead
+    UNION SELECT queue FROM paused
+    ORDER BY queue
+"""
+
+_encode = msgspec.json.Encoder().encode
+_decode_message = msgspec.json.Decoder(Message).decode
+_decode_record = msgspec.json.Decoder(Record).decode
+_decode_letter = msgspec.json.Decoder(Letter).decode
+_decode_node = msgspec.json.Decoder(Node).decode
+_decode_revocation = msgspec.json.Decoder(Revocation).decode
+
+
+class SQLiteEngine:
+    """The engine of `sqlite:///relative.db` and `sqlite:////absolute.db`.
+
+    Options: `synchronous` ("NORMAL", or "FULL" to survive power loss, see above), `busy_timeout_seconds` (how long a verb waits for its turn to write).
+    They may stand in the URL's query too.
+    """
+
+    capabilities = Capabilities(engine="sqlite")
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        result_expires: float | None = 86400,
+        revokes_expire_seconds: float = 10800,
+        **transport_options: Any,
+    ) -> None:
+        self.url = url
+        self._path, in_url = _parse(url)
+        self._synchronous, self._timeout_seconds = _options({**in_url, **transport_options})
+        self._clock = clock
+        self._boot = _boot_id()
+        self._result_expires = result_expires
+        self._revokes_expire_seconds = revokes_expire_seconds
+        self._pipes = _Pipes(self._path + ".wake")
+        self._mutex: Any = threading.RLock()
+        self._db: sqlite3.Connection | None = None
+        self._file_id = (0, 0)
+        self._lock_fd = -1
+        self._unusable = ""
+        self._commits = 0
+        _engines.add(self)
+
+    # -- the life of a message -----------------------------------------------------------------------------------
+
+    def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
+        now = self._clock.time()
+        rows = [_row(message, now) for message in messages]
+        with _Transaction(self, timeout_seconds) as db:
+            if len(rows) == 1:
+                db.execute(PUBLISH, rows[0])
+            else:
+                db.executemany(PUBLISH, rows)
+        self._pipes.ring_queues({row[1] for row in rows})
+
+    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
+        with _Transaction(self) as db:
+            batch = self._reserve(db, queues, limit, holder)
+        self._pipes.ring_queues(batch.leftover)
+        return batch.deliveries()
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[str]:
+        prepared = _Prepared(settlements, self._clock.time())
+        with _Transaction(self) as db:
+            effects = self._settle(db, prepared)
+        self._announce(effects)
+        return effects.refused
+
+    def exchange(
+        self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder
+    ) -> tuple[list[str], list[Delivery]]:
+        prepared = _Prepared(settlements, self._clock.time())
+        with _Transaction(self) as db:
+            effects = self._settle(db, prepared)
+            batch = self._reserve(db, queues, limit, holder)
+        effects.queues |= batch.leftover
+        self._announce(effects)
+        return effects.refused, batch.deliveries()
+
+    def held(self, node: str, process: int | None = None) -> list[Delivery]:
+        now = self._clock.time()
+        rows = self._query(HELD, (node,))
+        revoked = {id for (id,) in self._query("SELECT id FROM revokes WHERE until > ?", (now,))} if rows else set()
+        return [
+            _delivery(row[:8], Holder(node, row[8]), now, revoked=row[9] is not None or row[1] in revoked)
+            for row in rows
+            if process in (None, row[8])
+        ]
+
+    def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
+        now = self._clock.time()
+        effects = _Effects()
+        answers: dict[str, str] = {}
+        encoded = [(revocation, _encode(revocation)) for revocation in revocations]
+        with _Transaction(self) as db:
+            for revocation, body in encoded:
+                answers[revocation.id] = self._revoke(db, revocation, body, now, effects)
+        self._announce(effects)
+        return answers
+
+    # -- nodes and their leases ----------------------------------------------------------------------------------
+
+    def register(self, node: Node, *, lease_seconds: float) -> None:
+        until = self._clock.monotonic() + lease_seconds
+        body = _encode(node)
+        with _Transaction(self) as db:
+            db.execute("INSERT OR REPLACE INTO nodes (id, boot, until, node) VALUES (?, ?, ?, ?)", (node.id, self._boot, until, body))
+
+    def heartbeat(self, node: str, *, lease_seconds: float) -> bool:
+        until = self._clock.monotonic() + lease_seconds
+        with _Transaction(self) as db:
+            return db.execute("UPDATE nodes SET until = ?, boot = ? WHERE id = ?", (until, self._boot, node)).rowcount == 1
+
+    def unregister(self, node: str) -> None:
+        effects = _Effects()
+        with _Transaction(self) as db:
+            self._give_back(db, node, self._clock.time(), effects, crashed=False)
+        self._announce(effects)
+
+    def reclaim(self, nodes: Sequence[str] = ()) -> list[str]:
+        monotonic = self._clock.monotonic()
+        known = {id: until if boot == self._boot else -math.inf for id, boot, until in self._query("SELECT id, boot, until FROM nodes")}
+        holding = {node for (node,) in self._query("SELECT DISTINCT node FROM messages WHERE state = 2")}
+        if not nodes and min(known.values(), default=math.inf) > monotonic and holding <= known.keys():
+            return []
+        effects = _Effects()
+        ids: list[str] = []
+        with _Transaction(self) as db:
+            silent = db.execute("SELECT id FROM nodes WHERE until <= ? OR boot <> ?", (monotonic, self._boot)).fetchall()
+            unregistered = db.execute(
+                "SELECT DISTINCT node FROM messages WHERE state = 2 AND NOT EXISTS (SELECT 1 FROM nodes WHERE nodes.id = messages.node)"
+            ).fetchall()
+            for node in dict.fromkeys([*nodes, *(id for (id,) in silent), *(id for (id,) in unregistered)]):
+                ids += self._give_back(db, node, self._clock.time(), effects, crashed=True)
+        self._announce(effects)
+        return ids
+
+    # -- waiting -------------------------------------------------------------------------------------------------
+
+    def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
+        # The pipes are opened first and the file is looked at afterwards: what is published later leaves a token, what was published earlier is seen.
+        deadline = time.monotonic() + timeout_seconds
+        fds = self._pipes.listen(queues)
+        net_seconds = NET_SECONDS if None not in fds else POLL_SECONDS
+        while True:
+            seconds = self._seconds_until_ready(queues)
+            if seconds <= 0:
+                return True
+            look_at = time.monotonic() + min(seconds, net_seconds)
+            while not _poll(fds, min(look_at, deadline)):
+                now = time.monotonic()
+                if now >= deadline:
+                    return False
+                if now >= look_at:
+                    fds = self._pipes.listen(queues, check=True)
+                    break
+
+    def close(self) -> None:
+        with self._mutex:
+            self._disconnect()
+        self._pipes.close()
+
+    # -- results -------------------------------------------------------------------------------------------------
+
+    def store(self, records: Sequence[Record], *, lease: Lease | None = None) -> list[str]:
+        now = self._clock.time()
+        rows = [(record.task_id, record.status, now, _encode(record)) for record in records]
+        refused: list[str] = []
+        stored: list[str] = []
+        with _Transaction(self) as db:
+            for row in rows:
+                fenced = lease is None or db.execute(FENCED, (row[0], lease.holder.node, lease.holder.process, lease.token)).fetchone()
+                (stored if fenced and db.execute(STORE, row).rowcount == 1 else refused).append(row[0])
+        self._pipes.ring_results(stored)
+        return refused
+
+    def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
+        rows = self._query_each("SELECT record FROM results WHERE task_id = ?", [(id,) for id in ids])
+        return {id: _decode_record(found[0][0]) for id, found in zip(ids, rows, strict=True) if found}
+
+    def forget(self, ids: Sequence[str]) -> None:
+        with _Transaction(self) as db:
+            db.executemany("DELETE FROM results WHERE task_id = ?", [(id,) for id in ids])
+
+    def subscribe(self, ids: Sequence[str]) -> Subscription:
+        return _Subscription(self, ids)
+
+    def prune(self, limit: int = 1000) -> int:
+        """Also sweeps out what else is out of date: memories of revocations, letters, the pipes of processes that died."""
+        now, monotonic = self._clock.time(), self._clock.monotonic()
+        with _Transaction(self) as db:
+            db.execute("DELETE FROM revokes WHERE until <= ?", (now,))
+            db.execute("DELETE FROM letters WHERE at < ? OR at > ?", (monotonic - LETTER_SECONDS, monotonic))
+            pruned = 0
+            if self._result_expires is not None:
+                pruned = db.execute(PRUNE, (now - self._result_expires, limit)).rowcount
+        self._pipes.sweep()
+        return pruned
+
+    # -- what people see -----------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._clock.time()
+
+    def queues(self) -> list[str]:
+        return [queue for (queue,) in self._query(QUEUES)]
+
+    def depth(self, queues: Sequence[str] | None = None) -> dict[str, Depth]:
+        names = list(dict.fromkeys(self.queues() if queues is None else queues))
+        now = self._clock.time()
+        leased = dict(self._query(LEASED_COUNTS))
+        counts = self._query_each(COUNTS, [(name, now) for name in names])
+        return {
+            name: Depth(ready=ready + due, scheduled=scheduled, leased=leased.get(name, 0), dead=dead, paused_by=by)
+            for name, ((ready, due, scheduled, dead, by),) in zip(names, counts, strict=True)
+        }
+
+    def peek(self, queue: str, *, state: str = "ready", limit: int = 100, offset: int = 0) -> list[Waiting]:
+        if state not in PEEK:
+            raise ValueError(f"There is no state {state!r} of a message; there are {', '.join(PEEK)}.")
+        now = self._clock.time()
+        stop = limit + offset
+        rows = self._query(PEEK[state], {"queue": queue, "now": now, "limit": limit, "offset": offset, "stop": stop})
+        return [_waiting(row, now) for row in rows]
+
+    def find(self, ids: Sequence[str]) -> dict[str, Waiting]:
+        now = self._clock.time()
+        found: dict[str, Waiting] = {}
+        for id in ids:
+            rows = self._query(f"SELECT {WAITING} WHERE id = ?", (id,)) or self._query(f"SELECT {DEAD} WHERE id = ?", (id,))
+            for row in rows:
+                waiting = _waiting(row, now)
+                if waiting.state == "ready":
+                    place = {"queue": row[1], "at": row[4], "priority": row[5], "n": row[6], "now": now}
+                    ((ahead,),) = self._query(AHEAD, place)
+                    waiting = msgspec.structs.replace(waiting, ahead=ahead)
+                found[id] = waiting
+        return found
+
+    def revoked(self) -> list[str]:
+        sql = (
+            "SELECT id FROM revokes WHERE until > ?1 AND NOT EXISTS (SELECT 1 FROM messages WHERE messages.id = revokes.id AND state <> 2)"
+            " UNION SELECT id FROM messages WHERE revocation IS NOT NULL"
+        )
+        return [id for (id,) in self._query(sql, (self._clock.time(),))]
+
+    def purge(self, queues: Sequence[str]) -> int:
+        purged = 0
+        for queue in dict.fromkeys(queues):
+            for state in (READY, SCHEDULED):
+                sql = f"DELETE FROM messages WHERE n IN (SELECT n FROM messages WHERE state = {state} AND queue = ? LIMIT {PURGE_LIMIT})"
+                while True:
+                    with _Transaction(self) as db:
+                        removed = db.execute(sql, (queue,)).rowcount
+                    purged += removed
+                    if removed < PURGE_LIMIT:
+                        break
+        return purged
+
+    def pause(self, queues: Sequence[str], *, by: str) -> None:
+        with _Transaction(self) as db:
+            db.executemany("INSERT OR REPLACE INTO paused (queue, by) VALUES (?, ?)", [(queue, by) for queue in queues])
+
+    def resume(self, queues: Sequence[str]) -> None:
+        with _Transaction(self) as db:
+            db.executemany("DELETE FROM paused WHERE queue = ?", [(queue,) for queue in queues])
+        self._pipes.ring_queues(set(queues))
+
+    def replay(self, ids: Sequence[str]) -> list[str]:
+        now = self._clock.time()
+        replayed: list[str] = []
+        queues: set[str] = set()
+        with _Transaction(self) as db:
+            for id in dict.fromkeys(ids):
+                row = db.execute("SELECT n, queue, priority, task, token, message FROM dead WHERE id = ?", (id,)).fetchone()
+                if row is None:
+                    continue
+                n, queue, priority, task, token, message = row
+                if db.execute(PUBLISH, (id, queue, priority, READY, now, None, task, token, message)).rowcount == 1:
+                    db.execute("DELETE FROM dead WHERE n = ?", (n,))
+                    replayed.append(id)
+                    queues.add(queue)
+        self._pipes.ring_queues(queues)
+        return replayed
+
+    def discard(self, ids: Sequence[str]) -> list[str]:
+        with _Transaction(self) as db:
+            return [id for id in dict.fromkeys(ids) if db.execute("DELETE FROM dead WHERE id = ?", (id,)).rowcount == 1]
+
+    # -- letters -------------------------------------------------------------------------------------------------
+
+    def nodes(self) -> list[Node]:
+        now = self._clock.monotonic()
+        rows = self._query("SELECT node, until, boot FROM nodes")
+        return [
+            msgspec.structs.replace(_decode_node(body), lease_left_seconds=until - now if boot == self._boot else -LETTER_SECONDS)
+            for body, until, boot in rows
+        ]
+
+    def post(self, addresses: Sequence[str], letter: Letter) -> None:
+        body = _encode(letter)
+        with _Transaction(self) as db:
+            self._post(db, addresses, body)
+        self._pipes.ring_boxes(addresses)
+
+    def collect(self, address: str, timeout_seconds: float = 0.0) -> list[Letter]:
+        deadline = time.monotonic() + timeout_seconds
+        box = self._pipes.box(address)
+        while True:
+            if _poll((box.fd,), 0.0) or time.monotonic() >= box.look_at:
+                box.look_at = time.monotonic() + (NET_SECONDS if box.fd is not None else POLL_SECONDS)
+                letters = self._take_letters(address)
+                if letters:
+                    return letters
+            if time.monotonic() >= deadline:
+                return []
+            if _poll((box.fd,), min(deadline, box.look_at)):
+                box.look_at = 0.0
+
+    # -- steps of a transaction ----------------------------------------------------------------------------------
+
+    def _reserve(self, db: sqlite3.Connection, queues: Sequence[str], limit: int, holder: Holder) -> _Batch:
+        gate = db.execute(GATE, (holder.node,)).fetchone()
+        if gate is None:
+            raise NodeLost(holder.node)
+        now = self._clock.time()
+        batch = _Batch(holder, now)
+        if limit <= 0:
+            return batch
+        names = list(dict.fromkeys(queues)) if len(queues) > 1 else queues
+        if gate[0]:
+            paused = {queue for (queue,) in db.execute("SELECT queue FROM paused")}
+            names = [queue for queue in names if queue not in paused]
+        for queue in names:
+            first_due = db.execute(FIRST_DUE, (queue,)).fetchone()[0]
+            if first_due is not None and first_due <= now:
+                db.execute(PROMOTE, (queue, now))
+        rows = batch.rows = _ready_rows(db, names, limit)
+        if not rows:
+            return batch
+        if gate[1]:
+            known = {id for (id,) in db.execute("SELECT id FROM revokes WHERE until > ?", (now,))}
+            batch.revoked = {row[1] for row in rows if row[1] in known}
+        node, process = holder.node, holder.process
+        # Under the lock of the writers this clock gives every row a later moment than all before it.
+        taken = time.monotonic_ns()
+        db.executemany(LEASE, [(node, process, taken + place, row[0]) for place, row in enumerate(rows)])
+        if len(rows) == limit:
+            batch.leftover = {queue for queue in names if db.execute(ANY_READY, (queue,)).fetchone()}
+        return batch
+
+    def _settle(self, db: sqlite3.Connection, prepared: _Prepared) -> _Effects:
+        effects = _Effects()
+        if prepared.removals is not None:
+            if db.executemany(REMOVE, prepared.removals).rowcount == len(prepared.removals):
+                if prepared.records:
+                    db.executemany(STORE, prepared.records)
+                    effects.results = [row[0] for row in prepared.records]
+                return effects
+            # Somebody else holds one of them, and the count does not say which.
+            db.execute("ROLLBACK")
+            db.execute("BEGIN IMMEDIATE")
+        for item in prepared.items:
+            if not self._settle_one(db, item, prepared.now, effects):
+                effects.refused.append(item[0].id)
+        return effects
+
+    def _settle_one(self, db: sqlite3.Connection, item: _Item, now: float, effects: _Effects) -> bool:
+        settlement, message_row, record_row, follow_up_rows = item
+        lease = settlement.lease
+        if lease is not None:
+            found = db.execute(FENCED, (settlement.id, lease.holder.node, lease.holder.process, lease.token)).fetchone()
+            if found is None:
+                return False
+            if record_row is not None:
+                self._store(db, record_row, effects)
+            self._move(db, settlement, message_row, found[0], found[1], now, effects)
+        elif record_row is not None:
+            self._store(db, record_row, effects)
+        for row in follow_up_rows:
+            db.execute(PUBLISH, row)
+            effects.queues.add(row[1])
+        return True
+
+    def _move(
+        self,
+        db: sqlite3.Connection,
+        settlement: Settlement,
+        row: _MessageRow | None,
+        n: int,
+        revocation: bytes | None,
+        now: float,
+        effects: _Effects,
+    ) -> None:
+        match settlement.verdict:
+            case Verdict.RETRY | Verdict.RELEASED | Verdict.CRASHED if revocation is not None:
+                self._end_revoked(db, n, revocation, now, effects)
+            case Verdict.DONE:
+                db.execute("DELETE FROM messages WHERE n = ?", (n,))
+            case Verdict.RETRY:
+                if row is None:
+                    ((body, token),) = db.execute("SELECT message, token FROM messages WHERE n = ?", (n,)).fetchall()
+                    row = _row(_decode_message(body), now)
+                else:
+                    ((token,),) = db.execute("SELECT token FROM messages WHERE n = ?", (n,)).fetchall()
+                db.execute("DELETE FROM messages WHERE n = ?", (n,))
+                db.execute(PUBLISH, (*row[:7], token, row[8]))
+                effects.queues.add(row[1])
+            case Verdict.RELEASED | Verdict.CRASHED:
+                if row is not None:
+                    db.execute(REWRITE, (row[1], row[2], row[6], row[8], n))
+                crashed = settlement.verdict is Verdict.CRASHED
+                due = now + settlement.delay_seconds if settlement.delay_seconds > 0 and not crashed else None
+                db.execute(GIVE_BACK, (READY if due is None else SCHEDULED, due, crashed, not crashed, n))
+                ((queue,),) = db.execute("SELECT queue FROM messages WHERE n = ?", (n,)).fetchall()
+                effects.queues.add(queue)
+            case Verdict.DEAD:
+                db.execute(BURY, (now, settlement.reason, n))
+                db.execute("DELETE FROM messages WHERE n = ?", (n,))
+            case _:
+                assert_never(settlement.verdict)
+
+    def _give_back(self, db: sqlite3.Connection, node: str, now: float, effects: _Effects, *, crashed: bool) -> list[str]:
+        """The node is gone, and what it held is ready."""
+        db.execute("DELETE FROM nodes WHERE id = ?", (node,))
+        rows = db.execute(
+            "SELECT n, id, queue, revocation FROM messages WHERE state = 2 AND node = ? ORDER BY taken, n", (node,)
+        ).fetchall()
+        for n, _, queue, revocation in rows:
+            if revocation is not None:
+                self._end_revoked(db, n, revocation, now, effects)
+            else:
+                db.execute(GIVE_BACK, (READY, None, crashed, not crashed, n))
+                effects.queues.add(queue)
+        return [row[1] for row in rows]
+
+    def _end_revoked(self, db: sqlite3.Connection, n: int, revocation: bytes, now: float, effects: _Effects) -> None:
+        db.execute("DELETE FROM messages WHERE n = ?", (n,))
+        record = _decode_revocation(revocation).record
+        if record is not None:
+            self._store(db, (record.task_id, record.status, now, _encode(record)), effects)
+
+    def _store(self, db: sqlite3.Connection, row: _RecordRow, effects: _Effects) -> None:
+        if db.execute(STORE, row).rowcount == 1:
+            effects.results.append(row[0])
+
+    def _revoke(self, db: sqlite3.Connection, revocation: Revocation, body: bytes, now: float, effects: _Effects) -> str:
+        row = db.execute("SELECT n, state, node FROM messages WHERE id = ?", (revocation.id,)).fetchone()
+        if row is not None and row[1] != LEASED:
+            db.execute("DELETE FROM messages WHERE n = ?", (row[0],))
+            if revocation.record is not None:
+                self._store(db, (revocation.record.task_id, revocation.record.status, now, _encode(revocation.record)), effects)
+            return "waiting"
+        db.execute("INSERT OR REPLACE INTO revokes (id, until) VALUES (?, ?)", (revocation.id, now + self._revokes_expire_seconds))
+        if row is None:
+            return "unknown"
+        db.execute("UPDATE messages SET revocation = ? WHERE n = ?", (body, row[0]))
+        if revocation.terminate:
+            letter = Letter(method="terminate", arguments={"task_id": revocation.id, "signal": revocation.signal})
+            self._post(db, [row[2]], _encode(letter))
+            effects.addresses.append(row[2])
+        return "running"
+
+    def _post(self, db: sqlite3.Connection, addresses: Iterable[str], body: bytes) -> None:
+        now = self._clock.monotonic()
+        db.execute("DELETE FROM letters WHERE at < ? OR at > ?", (now - LETTER_SECONDS, now))
+        db.executemany("INSERT INTO letters (address, at, letter) VALUES (?, ?, ?)", [(address, now, body) for address in addresses])
+
+    def _take_letters(self, address: str) -> list[Letter]:
+        if not self._query("SELECT 1 FROM letters WHERE address = ? LIMIT 1", (address,)):
+            return []
+        now = self._clock.monotonic()
+        with _Transaction(self) as db:
+            rows = db.execute("SELECT letter, at FROM letters WHERE address = ? ORDER BY n", (address,)).fetchall()
+            db.execute("DELETE FROM letters WHERE address = ?", (address,))
+        return [_decode_letter(body) for body, at in rows if now - LETTER_SECONDS <= at <= now]
+
+    def _seconds_until_ready(self, queues: Sequence[str]) -> float:
+        """0 when something is ready, infinity when nothing is even scheduled."""
+        now = self._clock.time()
+        nearest = math.inf
+        for rows in self._query_each(OUTLOOK, [(queue,) for queue in queues]):
+            for ready, due in rows:
+                if ready:
+                    return 0.0
+                if due is not None:
+                    nearest = min(nearest, max(0.0, due - now))
+        return nearest
+
+    def _announce(self, effects: _Effects) -> None:
+        """After the commit: tells those who wait."""
+        if effects.results:
+            self._pipes.ring_results(effects.results)
+        if effects.queues:
+            self._pipes.ring_queues(effects.queues)
+        if effects.addresses:
+            self._pipes.ring_boxes(effects.addresses)
+
+    # -- the connection ------------------------------------------------------------------------------------------
+
+    def _query(self, sql: str, parameters: Any = ()) -> list[Any]:
+        return self._query_each(sql, [parameters])[0]
+
+    def _query_each(self, sql: str, parameters: Sequence[Any]) -> list[list[Any]]:
+        """Reads; needs no turn of a writer."""
+        deadline = time.monotonic() + self._timeout_seconds
+        self._enter(self._timeout_seconds)
+        try:
+            while True:
+                try:
+                    db = self._db or self._connect(deadline)
+                    return [db.execute(sql, given).fetchall() for given in parameters]
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error) or time.monotonic() >= deadline:
+                        raise self._translated(error) from error
+                    time.sleep(0.001)
+        except sqlite3.DatabaseError as error:
+            raise self._translated(error) from error
+        finally:
+            self._leave()
+
+    def _version(self) -> tuple[int, int]:
+        """Differs when anybody has written since: the others, or this connection."""
+        ((others,),) = self._query("PRAGMA data_version")
+        return others, self._commits
+
+    def _enter(self, timeout_seconds: float) -> None:
+        """Our turn among the threads of this process."""
+        mutex = self._mutex
+        if mutex._is_owned():
+            raise EngineUnavailable(
+                f"The engine {self.url} was called from within itself, by a signal handler: what it interrupted must end first. Call it from the program's own course."
+            )
+        try:
+            entered = mutex.acquire(timeout=max(0.0, timeout_seconds))
+        except BaseException:
+            self._leave()
+            raise
+        if not entered:
+            raise EngineUnavailable(
+                f"The database {self._path} is busy: other threads of this process have been using it for {timeout_seconds:g} s. Try again later."
+            )
+
+    def _leave(self) -> None:
+        if self._mutex._is_owned():
+            self._mutex.release()
+
+    def _begin(self, timeout_seconds: float) -> sqlite3.Connection:
+        """Our turn among all writers; the transaction has begun."""
+        deadline = time.monotonic() + timeout_seconds
+        self._enter(timeout_seconds)
+        try:
+            db = self._db or self._connect(deadline)
+            self._lock(deadline, timeout_seconds)
+            if self._moved():
+                self._disconnect(keep_lock=True)
+                db = self._connect(deadline)
+                self._lock(deadline, timeout_seconds)
+            while True:
+                try:
+                    db.execute("BEGIN IMMEDIATE")
+                    return db
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error) or time.monotonic() >= deadline:
+                        raise
+                    time.sleep(0.001)
+        except BaseException as error:
+            self._end()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise self._translated(error) from error
+            raise
+
+    def _end(self) -> None:
+        """Undoes what is not committed, and lets others in. May be called again when a signal's exception cut it short."""
+        if not self._mutex._is_owned():
+            return
+        if self._db is not None and self._db.in_transaction:
+            try:
+                self._db.execute("ROLLBACK")
+            except sqlite3.Error:
+                self._disconnect()
+        if self._lock_fd >= 0:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        self._mutex.release()
+
+    def _lock(self, deadline: float, timeout_seconds: float) -> None:
+        fd = self._lock_fd
+        if fd < 0:
+            return
+        pause = 0.00005
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                now = time.monotonic()
+                if now >= deadline:
+                    raise EngineUnavailable(self._locked_sentence(timeout_seconds)) from None
+                time.sleep(min(pause, max(0.0, deadline - now)))
+                pause = min(pause * 1.5, 0.001)
+
+    def _moved(self) -> bool:
+        """True when the file was removed or replaced since we opened it."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return True
+        return (found.st_dev, found.st_ino) != self._file_id
+
+    def _connect(self, deadline: float) -> sqlite3.Connection:
+        if self._unusable:
+            raise EngineUnavailable(self._unusable)
+        directory = os.path.dirname(self._path)
+        if not os.path.isdir(directory):
+            raise EngineUnavailable(
+                f"The directory {directory} of the database {self._path} does not exist. Create it, or change the URL {self.url}."
+            )
+        if os.path.isdir(self._path):
+            raise EngineUnavailable(f"{self._path} is a directory, not a database file. Change the URL {self.url}.")
+        if self._lock_fd < 0:
+            self._lock_fd = self._pipes.open_lock()
+        self._lock(deadline, self._timeout_seconds)
+        db: sqlite3.Connection | None = None
+        try:
+            db = sqlite3.connect(self._path, timeout=0.05, isolation_level=None, check_same_thread=False, cached_statements=256)
+            while True:
+                try:
+                    self._prepare(db)
+                    break
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error) or time.monotonic() >= deadline:
+                        raise
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    time.sleep(0.005)
+            found = os.stat(self._path)
+        except BaseException as error:
+            if db is not None:
+                db.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise self._translated(error) from error
+            raise
+        finally:
+            if self._lock_fd >= 0:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        self._file_id = (found.st_dev, found.st_ino)
+        self._db = db
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Makes sure that the file is ours and of this version; the lock is held."""
+        ((version,),) = db.execute("PRAGMA user_version").fetchall()
+        ((application_id,),) = db.execute("PRAGMA application_id").fetchall()
+        fresh = version == 0 and application_id == 0 and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+        if not fresh and application_id != APPLICATION_ID:
+            raise EngineCorrupt(
+                f"{self._path} is an SQLite database of another program, not Celeriac's. Give Celeriac a file of its own: change the URL {self.url}."
+            )
+        if version > len(MIGRATIONS):
+            raise EngineCorrupt(
+                f"{self._path} was written by a newer Celeriac (its schema is version {version}, this one knows {len(MIGRATIONS)})."
+                " Upgrade Celeriac here too, or use another file."
+            )
+        ((journal_mode,),) = db.execute("PRAGMA journal_mode = WAL").fetchall()
+        if journal_mode != "wal":
+            raise EngineUnavailable(
+                f"The file system of {self._path} has no shared memory, as SQLite's WAL mode needs it. Put the database on a local disk: change the URL {self.url}."
+            )
+        for pragma in (*PRAGMAS, f"PRAGMA synchronous = {self._synchronous}"):
+            db.execute(pragma).fetchall()
+        if version < len(MIGRATIONS):
+            db.execute("BEGIN IMMEDIATE")
+            ((version,),) = db.execute("PRAGMA user_version").fetchall()
+            for step in MIGRATIONS[version:]:
+                for statement in step:
+                    db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            db.execute("COMMIT")
+
+    def _disconnect(self, *, keep_lock: bool = False) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with suppress(sqlite3.Error):
+                db.close()
+        if self._lock_fd >= 0 and not keep_lock:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _locked_sentence(self, timeout_seconds: float) -> str:
+        owner = _lock_owner(self._lock_fd)
+        by = f"process {owner}" if owner else "another process"
+        return (
+            f"The database {self._path} is busy: {by} has been writing for longer than {timeout_seconds:g} s."
+            " Is it stopped, or is the disk very slow? Nothing was changed; try again later."
+        )
+
+    def _translated(self, error: sqlite3.DatabaseError) -> Exception:
+        """The same trouble, in words that say what to do."""
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        path = self._path
+        match code:
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                return EngineUnavailable(
+                    f"The database {path} is busy: another program has been writing to it for too long. Nothing was changed; try again later."
+                )
+            case sqlite3.SQLITE_FULL:
+                return EngineUnavailable(f"The disk (or quota) of the database {path} is full. Nothing was changed. Make room there.")
+            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+                return EngineUnavailable(
+                    f"The database {path} cannot be written: it, its directory or the file system is read-only for this user. Give it write permission on the file and on its directory."
+                )
+            case sqlite3.SQLITE_CANTOPEN:
+                return EngineUnavailable(
+                    f"The database {path} cannot be opened ({error}). This user needs permission to read and write the file and its directory."
+                )
+            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+                return EngineCorrupt(
+                    f"{path} is damaged, or is not an SQLite database ({error}). Move it and the files beside it that begin with its name away;"
+                    f" `sqlite3 {path} .recover` may save what it held."
+                )
+            case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_NOLFS | sqlite3.SQLITE_PROTOCOL:
+                self._disconnect(keep_lock=True)
+                return EngineUnavailable(
+                    f"The disk refused to read or write the database {path} ({error}). Nothing was changed. Look at the disk, and at the system's log."
+                )
+            case sqlite3.SQLITE_ERROR:
+                return EngineCorrupt(
+                    f"The database {path} lacks what Celeriac once put there ({error}). Has somebody changed it? Use another file, or a backup."
+                )
+            case _:
+                return EngineUnavailable(f"SQLite refused an operation on {path} ({error}). Nothing was changed.")
+
+    # -- forks ---------------------------------------------------------------------------------------------------
+
+    def _before_fork(self) -> bool:
+        """Closes the connection, and lets no thread open another until the fork is done."""
+        if self._mutex._is_owned() or not self._mutex.acquire(timeout=self._timeout_seconds):
+            return False
+        self._disconnect()
+        return True
+
+    def _after_fork_in_child(self) -> None:
+        if self._db is not None:
+            # Nobody asked us before the fork (it was not Python's own), so the connection came along.
+            if self._mutex._is_owned() or not self._mutex.acquire(blocking=False):
+                _abandoned.append(self._db)
+                self._unusable = (
+                    f"This process was forked while another thread of its parent was using the database {self._path}; SQLite cannot be used here any more."
+                    " Fork before starting threads, or start processes with the method 'spawn'."
+                )
+                self._db = None
+            # Its locks belong to the parent, so that closing it takes none of them away.
+        self._disconnect()
+        self._mutex = threading.RLock()
+        self._pipes.reset()
+        self._pipes.close(remove=False)
+
+
+class _Transaction:
+    """`with _Transaction(engine) as db:` commits at the end of the block, or changes nothing."""
+
+    __slots__ = ("_engine", "_timeout_seconds")
+
+    def __init__(self, engine: SQLiteEngine, timeout_seconds: float | None = None) -> None:
+        self._engine = engine
+        self._timeout_seconds = engine._timeout_seconds if timeout_seconds is None else timeout_seconds
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._engine._begin(self._timeout_seconds)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        engine = self._engine
+        try:
+            if error is None and engine._db is not None:
+                engine._db.execute("COMMIT")
+                engine._commits += 1
+        except sqlite3.DatabaseError as refusal:
+            raise engine._translated(refusal) from refusal
+        finally:
+            try:
+                engine._end()
+            except BaseException:
+                engine._end()
+                raise
+        if isinstance(error, sqlite3.DatabaseError):
+            raise engine._translated(error) from error
+
+
+# -- what goes in and out ----------------------------------------------------------------------------------------
+
+_MessageRow = tuple[str, str, int, int, float, float | None, str, int, bytes]
+_RecordRow = tuple[str, str, float, bytes]
+_Item = tuple[Settlement, "_MessageRow | None", "_RecordRow | None", list["_MessageRow"]]
+
+
+class _Effects:
+    """What a transaction changed that others may be waiting for."""
+
+    __slots__ = ("addresses", "queues", "refused", "results")
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+        self.results: list[str] = []
+        self.queues: set[str] = set()
+        self.addresses: list[str] = []
+
+
+class _Prepared:
+    """Settlements with everything encoded that they want stored, before anything is locked or changed."""
+
+    __slots__ = ("items", "now", "records", "removals")
+
+    def __init__(self, settlements: Sequence[Settlement], now: float) -> None:
+        self.now = now
+        self.items: list[_Item] = []
+        self.removals: list[tuple[Any, str, str, int, int]] | None = []
+        """The fast path: all of them leave, and nothing follows."""
+        self.records: list[_RecordRow] = []
+        done = Verdict.DONE
+        for settlement in settlements:
+            record, message, lease = settlement.record, settlement.message, settlement.lease
+            message_row = _row(message, now) if message is not None else None
+            record_row = (record.task_id, record.status, now, _encode(record)) if record is not None else None
+            follow_ups = [_row(follow_up, now) for follow_up in settlement.follow_ups] if settlement.follow_ups else []
+            self.items.append((settlement, message_row, record_row, follow_ups))
+            if self.removals is None:
+                continue
+            if settlement.verdict is done and lease is not None and settlement.receipt is not None and not follow_ups:
+                self.removals.append((settlement.receipt, settlement.id, lease.holder.node, lease.holder.process, lease.token))
+                if record_row is not None:
+                    self.records.append(record_row)
+            else:
+                self.removals = None
+
+
+class _Batch:
+    """What one `reserve` took. Decoded after the commit, when others can write again."""
+
+    __slots__ = ("holder", "leftover", "now", "revoked", "rows")
+
+    def __init__(self, holder: Holder, now: float) -> None:
+        self.holder = holder
+        self.now = now
+        self.rows: list[Any] = []
+        self.revoked: set[str] = set()
+        self.leftover: set[str] = set()
+        """Queues in which something is ready still."""
+
+    def deliveries(self) -> list[Delivery]:
+        holder, now, revoked = self.holder, self.now, self.revoked
+        return [_delivery(row, holder, now, revoked=row[1] in revoked) for row in self.rows]
+
+
+def _row(message: Message, now: float) -> _MessageRow:
+    """A new message, as PUBLISH wants it."""
+    due: float | None = None
+    if message.delay_seconds is not None:
+        due = now + message.delay_seconds
+    elif message.eta is not None:
+        due = message.eta.timestamp()
+    body = _encode(message)
+    if due is None or due <= now:
+        return (message.id, message.queue, message.priority, READY, now, None, message.task, 0, body)
+    return (message.id, message.queue, message.priority, SCHEDULED, due, due, message.task, 0, body)
+
+
+def _ready_rows(db: sqlite3.Connection, queues: Sequence[str], limit: int) -> list[Any]:
+    """The first `limit` ready ones of all the queues together. Of each queue no more than that many are looked at."""
+    if len(queues) == 1:
+        return db.execute(READY_ROWS, (queues[0], limit)).fetchall()
+    keys: list[Any] = []
+    for queue in queues:
+        keys += db.execute(READY_KEYS, (queue, limit)).fetchall()
+    keys.sort()
+    return [db.execute(ROW, (key[2],)).fetchone() for key in keys[:limit]]
+
+
+def _delivery(row: Any, holder: Holder, now: float, *, revoked: bool) -> Delivery:
+    n, id, queue, token, crashes, interruptions, at, body = row
+    message: Message | None
+    try:
+        message = _decode_message(body)
+        raw, error = b"", ""
+        expired = message.expires is not None and now > message.expires.timestamp()
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as trouble:
+        message, expired = None, False
+        raw, error = _bytes(body), f"The stored message cannot be decoded: {trouble}"
+    return Delivery(
+        id=id,
+        queue=queue,
+        lease=Lease(holder, token),
+        receipt=n,
+        message=message,
+        crashes=crashes,
+        interruptions=interruptions,
+        waiting_since=at,
+        expired=expired,
+        revoked=revoked,
+        raw_message=raw,
+        error=error,
+    )
+
+
+def _waiting(row: Any, now: float) -> Waiting:
+    id, queue, state, due, at, _, _, node, process, crashes, interruptions, reason, died, body = row
+    name = "dead" if state == 3 else _STATES[state]
+    if state == SCHEDULED and due <= now:
+        name = "ready"
+    try:
+        message = _decode_message(body)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+        message = None
+    return Waiting(
+        id=id,
+        queue=queue,
+        state=name,
+        message=message,
+        due_at=due,
+        waiting_since=0.0 if name == "scheduled" and at == due else at,
+        node=node,
+        process=process,
+        crashes=crashes,
+        interruptions=interruptions,
+        reason=reason,
+        died_at=died,
+    )
+
+
+def _bytes(stored: Any) -> bytes:
+    return stored if isinstance(stored, bytes) else str(stored).encode(errors="replace")
+
+
+# -- waking ------------------------------------------------------------------------------------------------------
+
+
+class _Box:
+    """The pipe of a mailbox that this process collects from."""
+
+    __slots__ = ("fd", "look_at", "path", "used_at")
+
+    def __init__(self, fd: int | None, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self.look_at = 0.0
+        self.used_at = 0.0
+
+
+class _Pipes:
+    """The directory beside the file: named pipes that wake, and the lock file. All of it can be lost; then the net catches, within a second.
+
+    lock                    held while somebody writes to the database
+    queue.<name>            read by all who wait for messages of the queue. Writers hold it open for reading too: so it never breaks
+    box.<address>           read by whoever collects there
+    results/<id>~<number>   read by one subscription; a subscription to many has a name for each, or the name `+`
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._results = os.path.join(directory, "results")
+        self._queues: dict[str, int | None] = {}
+        self._boxes: dict[str, _Box] = {}
+        self._listed: dict[str, list[str]] = {}
+        self._listed_at = -1
+        self._lock = threading.Lock()
+
+    def open_lock(self) -> int:
+        """The lock file, -1 where there is none to be had."""
+        if fcntl is None:
+            return -1
+        try:
+            os.makedirs(self._results, exist_ok=True)
+            return os.open(os.path.join(self._directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError:
+            return -1
+
+    def listen(self, queues: Sequence[str], *, check: bool = False) -> list[int | None]:
+        """The pipes of these queues. With `check`, those that somebody removed are made anew."""
+        if check:
+            for queue in queues:
+                self._check(queue)
+        return [self._queue(queue) for queue in queues]
+
+    def ring_queues(self, queues: Iterable[str]) -> None:
+        for queue in queues:
+            fd = self._queue(queue)
+            if fd is not None:
+                # A full pipe holds tokens enough.
+                with suppress(BlockingIOError, OSError):
+                    os.write(fd, b"!")
+
+    def ring_boxes(self, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            self._ring(os.path.join(self._directory, _name("box", address)))
+
+    def ring_results(self, ids: Sequence[str]) -> None:
+        listed = self._subscriptions()
+        if not listed:
+            return
+        names: list[str] = list(listed.get("+", ()))
+        for id in ids:
+            names += listed.get(_name("", id), ())
+        for name in names:
+            self._ring(os.path.join(self._results, name))
+
+    def box(self, address: str) -> _Box:
+        box = self._boxes.get(address)
+        now = time.monotonic()
+        if box is None:
+            with self._lock:
+                for other, unused in list(self._boxes.items()):
+                    if unused.used_at < now - 2 * LETTER_SECONDS:
+                        self._close_box(self._boxes.pop(other))
+                path = os.path.join(self._directory, _name("box", address))
+                box = self._boxes.setdefault(address, _Box(_open_pipe(path), path))
+        box.used_at = now
+        return box
+
+    def open_subscription(self, ids: Sequence[str]) -> tuple[int | None, list[str]]:
+        """The pipe and its names. It gets them when it is open, lest a name without a reader is taken for a stale one."""
+        number = f"~{os.getpid()}-{next(_numbers)}"
+        first = os.path.join(self._results, f".{number}")
+        fd = _open_pipe(first)
+        if fd is None:
+            return None, []
+        keys = dict.fromkeys(_name("", id) for id in ids) if len(ids) <= WIDE_SUBSCRIPTION else ("+",)
+        names = [os.path.join(self._results, key + number) for key in keys]
+        try:
+            for name in names[1:]:
+                os.link(first, name)
+            os.rename(first, names[0])
+        except OSError:
+            pass
+        return fd, names
+
+    def sweep(self) -> None:
+        """Removes the pipes of processes that died."""
+        horizon = time.time() - STALE_SECONDS
+        for directory, prefix in ((self._directory, "box."), (self._results, "")):
+            with suppress(OSError), os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.name.startswith(prefix) and entry.stat(follow_symlinks=False).st_ctime < horizon:
+                        self._ring(entry.path, token=b"")
+
+    def close(self, *, remove: bool = True) -> None:
+        with self._lock:
+            queues, self._queues = self._queues, {}
+            boxes, self._boxes = self._boxes, {}
+            for fd in queues.values():
+                if fd is not None:
+                    os.close(fd)
+            for box in boxes.values():
+                self._close_box(box, remove=remove)
+
+    def reset(self) -> None:
+        """In a child: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
+    def _queue(self, queue: str) -> int | None:
+        try:
+            return self._queues[queue]
+        except KeyError:
+            with self._lock:
+                if queue not in self._queues:
+                    self._queues[queue] = _open_pipe(os.path.join(self._directory, _name("queue", queue)))
+                return self._queues[queue]
+
+    def _check(self, queue: str) -> None:
+        with self._lock:
+            fd = self._queues.get(queue)
+            path = os.path.join(self._directory, _name("queue", queue))
+            try:
+                if fd is not None and os.stat(path).st_ino == os.fstat(fd).st_ino:
+                    return
+            except OSError:
+                pass
+            self._queues[queue] = _open_pipe(path)
+            if fd is not None:
+                os.close(fd)
+
+    def _close_box(self, box: _Box, *, remove: bool = True) -> None:
+        if box.fd is not None:
+            if remove:
+                with suppress(OSError):
+                    os.unlink(box.path)
+            os.close(box.fd)
+
+    def _subscriptions(self) -> dict[str, list[str]]:
+        """The names in `results`, by key. Read anew when the directory has changed; or changed so lately that the file system's clock may not tell."""
+        try:
+            changed_at = os.stat(self._results).st_mtime_ns
+            if changed_at == self._listed_at:
+                return self._listed
+            listed: dict[str, list[str]] = {}
+            for name in os.listdir(self._results):
+                key, mark, _ = name.rpartition("~")
+                if mark and key != ".":
+                    listed.setdefault(key, []).append(name)
+        except OSError:
+            return {}
+        self._listed = listed
+        self._listed_at = changed_at if time.time_ns() - changed_at > 20_000_000 else -1
+        return listed
+
+    def _ring(self, path: str, token: bytes = b"!") -> None:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nobody reads it
+                with suppress(OSError):
+                    if os.stat(path).st_ctime < time.time() - STALE_SECONDS:
+                        os.unlink(path)
+            return
+        try:
+            if token:
+                os.write(fd, token)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+
+
+class _Subscription:
+    """A named pipe of our own."""
+
+    def __init__(self, engine: SQLiteEngine, ids: Sequence[str]) -> None:
+        self._engine = engine
+        self._version = engine._version()
+        self._fd, self._names = engine._pipes.open_subscription(ids)
+        self._process = os.getpid()
+        self._spare: tuple[int, int] | None = None
+        self._look_at = time.monotonic() + (NET_SECONDS if self._fd is not None else 0.0)
+        self._closed = False
+
+    def fileno(self) -> int:
+        if self._fd is not None:
+            return self._fd
+        if self._spare is None:
+            # Always readable: its owner asks `changed` in a loop, which is all that can be done here.
+            self._spare = os.pipe()
+            os.write(self._spare[1], b"!")
+        return self._spare[0]
+
+    def changed(self, timeout_seconds: float = 0.0) -> bool:
+        deadline = time.monotonic() + timeout_seconds
+        net_seconds = NET_SECONDS if self._fd is not None else POLL_SECONDS
+        while True:
+            if _poll((self._fd,), min(deadline, self._look_at)):
+                return True
+            now = time.monotonic()
+            if now >= self._look_at:
+                self._look_at = now + net_seconds
+                before, self._version = self._version, self._engine._version()
+                if self._version != before:
+                    return True
+            if now >= deadline:
+                return False
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._process == os.getpid():  # else we are a child's copy, and the names are the parent's
+            for name in self._names:
+                with suppress(OSError):
+                    os.unlink(name)
+        for fd in (self._fd, *(self._spare or ())):
+            if fd is not None:
+                os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _open_pipe(path: str) -> int | None:
+    """Open for reading and writing, so that it stays a pipe however many come and go; None where there are no named pipes."""
+    for _ in range(3):
+        try:
+            return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.mkfifo(path, 0o666)
+            except FileExistsError:
+                pass
+            except (OSError, AttributeError):
+                return None
+        except OSError:
+            return None
+    return None
+
+
+def _poll(fds: Sequence[int | None], deadline: float) -> bool:
+    """Waits until there is a token in one of the pipes, and takes all tokens of all of them. False: none came, or somebody was quicker."""
+    open_fds = [fd for fd in fds if fd is not None]
+    seconds = max(0.0, deadline - time.monotonic()) if deadline else 0.0
+    if not open_fds:
+        if seconds:
+            time.sleep(seconds)
+        return False
+    if seconds:
+        poll = select.poll()
+        for fd in open_fds:
+            poll.register(fd, select.POLLIN)
+        open_fds = [fd for fd, event in poll.poll(min(seconds * 1000, 1e9)) if event & select.POLLIN]
+    found = False
+    for fd in open_fds:
+        with suppress(OSError):
+            found = bool(os.read(fd, 65536)) or found
+    return found
+
+
+def _name(kind: str, text: str) -> str:
+    """A file name for any text."""
+    if len(text) <= 100 and text.isascii() and text.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        name = text
+    else:
+        name = "#" + sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+    return f"{kind}.{name}" if kind else name
+
+
+# -- helpers -----------------------------------------------------------------------------------------------------
+
+
+def _parse(url: str) -> tuple[str, dict[str, str]]:
+    """The file's absolute path, and the options of the query."""
+    scheme, _, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    path = unquote(place)
+    if scheme != "sqlite" or not path.startswith("/") or path == "/" or path.endswith("/"):
+        raise ImproperlyConfigured(f"{url!r} names no file. Write sqlite:///relative.db or sqlite:////absolute/path.db.")
+    return os.path.abspath(path[1:]), dict(parse_qsl(query))
+
+
+def _options(given: dict[str, Any]) -> tuple[str, float]:
+    synchronous = str(given.pop("synchronous", "NORMAL")).upper()
+    if synchronous not in ("NORMAL", "FULL"):
+        raise ImproperlyConfigured(f"The SQLite engine's option synchronous is {synchronous!r}; it can be NORMAL or FULL.")
+    try:
+        timeout_seconds = float(given.pop("busy_timeout_seconds", 10.0))
+    except (TypeError, ValueError) as error:
+        raise ImproperlyConfigured(f"The SQLite engine's option busy_timeout_seconds must be a number: {error}.") from None
+    if given:
+        raise ImproperlyConfigured(
+            f"The SQLite engine has no option {', '.join(sorted(given))}. It has synchronous and busy_timeout_seconds."
+        )
+    return synchronous, timeout_seconds
+
+
+def _boot_id() -> str:
+    """Names this run of the kernel, where it can be told."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        pass
+    if platform.system() == "Darwin":
+        import subprocess
+
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(
+                ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, timeout=5, check=True
+            ).stdout.strip()
+    return ""
+
+
+def _is_busy(error: sqlite3.DatabaseError) -> bool:
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _lock_owner(fd: int) -> int | None:
+    """Who holds the lock file, where the system tells (Linux)."""
+    try:
+        inode = str(os.fstat(fd).st_ino)
+        with open("/proc/locks") as file:
+            for line in file:
+                fields = line.split()
+                if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == inode:
+                    return int(fields[4])
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+# -- forks -------------------------------------------------------------------------------------------------------
+
+_engines: WeakSet[SQLiteEngine] = WeakSet()
+_abandoned: list[sqlite3.Connection] = []
+_numbers = count()
+_forking: list[SQLiteEngine] = []
+
+
+def _before_fork() -> None:
+    _forking.extend(engine for engine in list(_engines) if engine._before_fork())
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        _forking.pop()._mutex.release()
+
+
+def _after_fork_in_child() -> None:
+    _forking.clear()
+    for engine in list(_engines):
+        engine._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+if TYPE_CHECKING:
+    _complete: type[Engine] = SQLiteEngine
