@@ -21,6 +21,7 @@ from ..contracts.mailbox import Node
 from ..core import states
 from ..core.message import Attempt, Message, Record
 from ..core.serialize import decode_exception, decode_value
+from ..core.settings import mask_url
 from .control import Control, ControlledApp
 
 __all__ = ["Explanation", "duration_in_words", "moment_in_words", "why"]
@@ -314,7 +315,7 @@ def _unheard_of(app: ControlledApp, id: str) -> Explanation:
     if id in app.broker.revoked():
         sentences = ["It is revoked: no queue holds it, and should it come yet, it will be dropped."]
         return Explanation(id=id, state="revoked", reasons=["revoked"], sentences=sentences)
-    engine = f"No queue of {masked_url(app.broker.url)} holds a task '{id}', and no result of it is kept."
+    engine = f"No queue of {mask_url(app.broker.url)} holds a task '{id}', and no result of it is kept."
     made_at = _made_at(id)
     keep_seconds = _result_expires_seconds(app.conf)
     now = app.broker.now()
@@ -440,14 +441,3 @@ def duration_in_words(seconds: float) -> str:
             name = "day" if unit == "days" and count == 1 else unit
             return f"{count} {name} {rest // part_seconds} {part}" if rest // part_seconds else f"{count} {name}"
     return f"{whole} s"
-
-
-def masked_url(url: str) -> str:
-    """The URL with its password hidden."""
-    scheme, mark, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    credentials, at, host = authority.rpartition("@")
-    if not at or ":" not in credentials:
-        return url
-    user = credentials.split(":", 1)[0]
-    return f"{scheme}{mark}{user}:********@{host}{slash}{path}"
