@@ -189,6 +189,9 @@ task_unknown = Signal("task_unknown", ("message", "exc", "name", "id"))
 import_modules = Signal("import_modules")
 celeryd_init = Signal("celeryd_init", ("instance", "conf", "options"))
 celeryd_after_setup = Signal("celeryd_after_setup", ("instance", "conf"))
+celeriacd_init = celeryd_init
+celeriacd_after_setup = celeryd_after_setup
+"""These two under the names that a project has when "celery" is replaced everywhere."""
 worker_init = Signal("worker_init")
 worker_before_create_process = Signal("worker_before_create_process")
 worker_process_init = Signal("worker_process_init", ("hostname",))

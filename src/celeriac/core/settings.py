@@ -17,7 +17,7 @@ from typing import Any
 from . import serialize
 from .celery_settings import FOREIGN_PREFIXES, MEANINGLESS
 from .errors import ImproperlyConfigured
-from .routing import Queue, queues_from
+from .routing import Queue, Router, queues_from
 
 Check = Callable[[Any], Any]
 """Returns the value as the program sees it, or raises ValueError that goes on after "… must be"."""
@@ -175,6 +175,52 @@ def _check_queues(value: Any) -> tuple[Queue, ...]:
         raise ValueError(f"a list of queues: {problem}") from None
 
 
+def _check_routes(value: Any) -> Any:
+    try:
+        Router(value)
+    except ImproperlyConfigured as problem:
+        raise ValueError(f"routes: {str(problem).removeprefix('task_routes: ').removesuffix('.')}") from None
+    return value
+
+
+_check_known_pool = _check_one_of("prefork", "threads", "solo", "gevent", "eventlet", "asyncio")
+
+
+def _check_pool(value: Any) -> str:
+    if value == "processes":  # Celery's other name of it
+        return "prefork"
+    return str(_check_known_pool(value))
+
+
+_POLICY_NUMBERS = ("max_retries", "interval_start", "interval_step", "interval_max")
+
+
+def _check_retry_policy(value: Any) -> Mapping[str, Any]:
+    policy = _check_mapping(value)
+    for name, number in policy.items():
+        if name not in (*_POLICY_NUMBERS, "retry_errors", "timeout"):
+            raise ValueError(f"a dict of {', '.join(_POLICY_NUMBERS)} (without {name!r})")
+        if name in _POLICY_NUMBERS and number is not None and (type(number) not in (int, float) or number < 0):
+            raise ValueError(f"a dict of numbers, at least 0 ({name} is {_brief(number)})")
+    return policy
+
+
+def _check_schedule(value: Any) -> Mapping[str, Any]:
+    schedule = _check_mapping(value)
+    for name, entry in schedule.items():
+        if isinstance(entry, Mapping):
+            missing = [needed for needed in ("task", "schedule") if needed not in entry]
+            unknown = sorted(
+                map(str, entry.keys() - {"task", "schedule", "args", "kwargs", "options", "relative", "enabled", "description"})
+            )
+            if missing or unknown:
+                raise ValueError(
+                    f"a dict of entries with task, schedule, args, kwargs, options, relative"
+                    f" (entry {name!r} {'lacks ' + ' and '.join(missing) if missing else 'has ' + ', '.join(map(repr, unknown))})"
+                )
+    return schedule
+
+
 def _check_level(value: Any) -> str:
     name = logging.getLevelName(value) if type(value) is int else value
     if not isinstance(name, str) or name.upper() not in logging.getLevelNamesMapping():
@@ -281,7 +327,7 @@ class Settings:
         _FLAG, True, "Try again, within broker_publish_timeout, when sending fails.", old="CELERY_TASK_PUBLISH_RETRY"
     )
     task_publish_retry_policy: Mapping[str, Any] = _setting(
-        _MAPPING,
+        ("dict", _check_retry_policy),
         MappingProxyType({"max_retries": 3, "interval_start": 0, "interval_max": 1, "interval_step": 0.2}),
         "How often, and with which pauses in seconds.",
         old="CELERY_TASK_PUBLISH_RETRY_POLICY",
@@ -310,7 +356,7 @@ class Settings:
         _FLAG, True, "False: sending to a queue that task_queues does not name raises QueueNotFound.", old="CELERY_CREATE_MISSING_QUEUES"
     )
     task_routes: Any = _setting(
-        _ANYTHING,
+        ("routes", _check_routes),
         None,
         "Which task goes to which queue: a dict of names, globs and patterns, a function, or a list of them.",
         old="CELERY_ROUTES",
@@ -369,7 +415,9 @@ class Settings:
 
     # -- workers
 
-    worker_pool: str = _setting(_TEXT, "prefork", "prefork, threads, solo, gevent, eventlet or asyncio.", old="CELERYD_POOL")
+    worker_pool: str = _setting(
+        ("pool", _check_pool), "prefork", "prefork, threads, solo, gevent, eventlet or asyncio.", old="CELERYD_POOL"
+    )
     worker_concurrency: int | None = _setting(
         _COUNT, None, "How many tasks run at once; None: as suits the pool.", old="CELERYD_CONCURRENCY"
     )
@@ -441,7 +489,9 @@ class Settings:
     enable_utc: bool = _setting(
         _FLAG, True, "Times are UTC wherever they travel; False: only people see local times.", old="CELERY_ENABLE_UTC"
     )
-    beat_schedule: Mapping[str, Any] = _setting(_MAPPING, _EMPTY, "What beat sends, and when.", old="CELERYBEAT_SCHEDULE")
+    beat_schedule: Mapping[str, Any] = _setting(
+        ("dict of entries", _check_schedule), _EMPTY, "What beat sends, and when.", old="CELERYBEAT_SCHEDULE"
+    )
     beat_scheduler: str | None = _setting(
         _TEXT,
         None,
