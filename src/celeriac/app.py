@@ -1,0 +1,815 @@
+"""Celeriac, the app: the one place where settings, tasks and engines meet.
+
+    app = Celeriac("proj", broker="sqlite:///proj.db")
+
+    @app.task
+    def add(x: int, y: int) -> int: ...
+
+Nothing is opened, read or imported before it is needed: settings at the first look at one, tasks when the app is *finalized* (somebody asks for `app.tasks`),
+the engine with the first message.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+
+from .canvas.signature import Signature, signature
+from .contracts.broker import Broker
+from .contracts.results import ResultBackend
+from .core import events
+from .core.errors import AlreadyRegistered, ImproperlyConfigured
+from .core.routing import Router
+from .core.settings import SETTINGS, Settings, check_name, from_environ, read_settings
+from .tasks import registry
+from .tasks.producer import Producer, safe_url
+from .tasks.registry import Proxy, TaskRegistry, find_current_app, find_current_task
+from .tasks.request import _current as _current_run
+from .tasks.result import AsyncResult as Result
+from .tasks.result import DisabledBackend
+from .tasks.task import AsyncTask, define
+from .tasks.task import Task as TaskBase
+
+if TYPE_CHECKING:
+    from .contracts.engine import Engine
+    from .tasks.control import Control
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T", bound=TaskBase[..., Any])
+
+# One lock for everything that apps make lazily. A forked child starts with a fresh one: its parent's may be held by a thread that does not exist in it.
+_lock = threading.RLock()
+
+
+def _fresh_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock)
+
+
+# -- what the decorators return ------------------------------------------------------------------------------------------------
+
+
+class TaskDecorator(Protocol):
+    """`@app.task(…)`: makes a task of a function."""
+
+    @overload
+    def __call__(self, fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, fun: Callable[P, R], /) -> TaskBase[P, R]: ...
+
+
+class BoundTaskDecorator(Protocol):
+    """`@app.task(bind=True, …)`: the function's first argument is the task, and whoever calls does not give it."""
+
+    @overload
+    def __call__(self, fun: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, fun: Callable[Concatenate[Any, P], R], /) -> TaskBase[P, R]: ...
+
+
+@overload
+def shared_task(fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+@overload
+def shared_task(fun: Callable[P, R], /) -> TaskBase[P, R]: ...
+@overload
+def shared_task(*, bind: Literal[True], **options: Any) -> BoundTaskDecorator: ...
+@overload
+def shared_task(*, bind: Literal[False] = False, **options: Any) -> TaskDecorator: ...
+def shared_task(*args: Any, **options: Any) -> Any:
+    """A task of whatever app there will be: for libraries, and for Django apps that do not know their project.
+
+    It belongs to the current app each time it is used, and every app gets it when it is finalized.
+    """
+
+    def decorate(fun: Callable[..., Any]) -> TaskBase[..., Any]:
+        task = _task_from_function(None, fun, options)
+        registry.share(task)
+        return task
+
+    return _decorated(args, decorate, "shared_task")
+
+
+def _decorated(args: tuple[Any, ...], decorate: Callable[[Any], Any], name: str) -> Any:
+    if not args:
+        return decorate
+    if len(args) == 1 and callable(args[0]):
+        return decorate(args[0])
+    raise TypeError(f"@{name} takes options as keywords only, as in @{name}(bind=True); got {args!r}.")
+
+
+def _task_from_function(app: Celeriac | None, fun: Callable[..., Any], options: Mapping[str, Any]) -> TaskBase[..., Any]:
+    attributes = dict(options)
+    bind = bool(attributes.pop("bind", False))
+    base: type[TaskBase[..., Any]] | None = attributes.pop("base", None)
+    name: str | None = attributes.pop("name", None)
+    attributes.pop("lazy", None)
+    attributes.pop("shared", None)
+    if name is None:
+        own_name = getattr(fun, "__name__", None)
+        if own_name is None:
+            raise TypeError(f"{fun!r} has no name, which its task needs. Give one: name='proj.tasks.…'.")
+        module = getattr(fun, "__module__", None) or "__main__"
+        namer: Any = app or registry.current.app
+        name = namer.gen_task_name(own_name, module) if namer is not None else _task_name(own_name, module, None)
+    if base is None:
+        base = app.Task if app is not None else TaskBase
+    return define(fun, name=name, app=app, base=base, bind=bind, options=attributes)
+
+
+def _task_name(name: str, module: str, main: str | None) -> str:
+    if module == "__main__" or _is_main(module):
+        module = main or "__main__"
+    return f"{module}.{name}"
+
+
+def _is_main(module: str) -> bool:
+    """True for a second import of the file that runs as `__main__` (spawned processes do that)."""
+    loaded, main = sys.modules.get(module), sys.modules.get("__mp_main__") or sys.modules.get("__main__")
+    return loaded is not None and main is loaded
+
+
+# -- settings while they may still change ----------------------------------------------------------------------------------------
+
+
+class _Loaded:
+    """Fills its owner with the app's settings when one of them is first looked at. From then on reading one costs nothing."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def __get__(self, conf: Configuration | None, owner: Any = None) -> Any:
+        if conf is None:
+            return None
+        conf._load()
+        return vars(conf)[self.name]
+
+
+class Configuration(Settings):
+    """`app.conf`: the app's settings. They may be set until the app is in use (a broker or backend is opened), except those that are switched in tests."""
+
+    def __init__(self, app: Celeriac) -> None:
+        vars(self)["_app"] = app
+
+    def _load(self) -> None:
+        settings = self._app.settings
+        vars(self).update(vars(settings))
+
+    def _unload(self) -> None:
+        app = self._app
+        vars(self).clear()
+        vars(self)["_app"] = app
+
+    _app: Celeriac
+    _given = cast("Any", _Loaded())
+    remarks = cast("list[str]", _Loaded())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._app._set({name: value})
+
+    def __delattr__(self, name: str) -> None:  # type: ignore[override]
+        self._app._unset(name)
+
+    __setitem__ = __setattr__
+
+    def update(self, *others: Mapping[str, Any], **values: Any) -> None:
+        for other in others:
+            self._app._set(other)
+        self._app._set(values)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        if self.get(name) is None:
+            self[name] = default
+        return self[name]
+
+    def __getitem__(self, name: str) -> Any:
+        self._load()
+        return super().__getitem__(name)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        self._load()
+        return super().items()
+
+    def values(self) -> Iterator[Any]:
+        self._load()
+        return super().values()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Settings.build, (dict(vars(self._app.settings)["_given"]),)
+
+
+for _name in SETTINGS:
+    setattr(Configuration, _name, _Loaded(_name))
+
+_TEST_SWITCHES = frozenset({"task_always_eager", "task_eager_propagates", "task_store_eager_result"})
+"""Settings that nothing keeps a copy of. Tests turn them on and off, also when the app is in use."""
+
+
+# -- the app ---------------------------------------------------------------------------------------------------------------------
+
+
+class Celeriac:
+    """An application: its settings, its tasks, and the way to its engine. Safe to use from any thread."""
+
+    Task: type[TaskBase[..., Any]] = TaskBase
+    """What tasks are made of, unless they name a `base`."""
+
+    def __init__(
+        self,
+        main: str | None = None,
+        *,
+        broker: str | Sequence[str] | None = None,
+        backend: str | None = None,
+        include: Iterable[str] | str | None = None,
+        config_source: Any = None,
+        namespace: str | None = None,
+        task_cls: type[TaskBase[..., Any]] | str | None = None,
+        set_as_current: bool = True,
+        autofinalize: bool = True,
+        changes: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        """`main` names tasks that are defined in the script that runs. Any setting may be given as a keyword."""
+        self.main = main
+        self.settings_now: Settings | None = None
+        self.finalized = False
+        self.autofinalize = autofinalize
+        self._conf = Configuration(self)
+        self._source: tuple[Any, str | None] | None = None
+        self._read: dict[str, Any] | None = None
+        self._given: dict[str, Any] = {}
+        self._in_use_since: str | None = None
+        self._configured = False
+        self._tasks = TaskRegistry()
+        self._broker: Broker | None = None
+        self._backend: ResultBackend | None = None
+        self._producer: Producer | None = None
+        self._eager_producer: Producer | None = None
+        self._router: Router | None = None
+        self._control: Control | None = None
+        self._discoveries: list[tuple[Any, str]] = []
+        self._include = (include,) if isinstance(include, str) else tuple(include or ())
+        self.periodic_tasks: dict[str, dict[str, Any]] = {}
+        """What `add_periodic_task` added to `beat_schedule`, by name."""
+        self.on_configure = events.Signal("app.on_configure")
+        self.on_after_configure = events.Signal("app.on_after_configure", ("source",))
+        self.on_after_finalize = events.Signal("app.on_after_finalize")
+        self.on_after_fork = events.Signal("app.on_after_fork")
+        if task_cls is not None:
+            self.Task = _imported(task_cls) if isinstance(task_cls, str) else task_cls
+        if broker is not None:
+            settings["broker_url"] = broker
+        if backend is not None:
+            settings["result_backend"] = backend
+        self._set({**(changes or {}), **settings})
+        if config_source is not None or namespace is not None:
+            self._source = (config_source, namespace)
+        if set_as_current:
+            self.set_default()
+
+    # -- settings ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def conf(self) -> Configuration:
+        """The settings: `app.conf.task_acks_late = False`, until the app is in use."""
+        return self._conf
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as they stand, checked and read-only."""
+        return self.settings_now or self._build_settings()
+
+    def config_from_object(self, obj: Any, silent: bool = False, force: bool = False, namespace: str | None = None) -> None:
+        """Takes settings from a module or object (or its name, `"proj.settings"`, `"django.conf:settings"`) or a dict; when they are first needed.
+
+        With `namespace="CELERY"`, those whose names begin with `CELERY_`. What is set on `app.conf` or given to the app goes before them, and
+        the environment (CELERY_BROKER_URL, CELERY_RESULT_BACKEND) before everything.
+        """
+        with _lock:
+            self._refuse_if_in_use("config_from_object()")
+            self._source = (obj, namespace)
+            self._read = None
+            self._forget_settings()
+        if force:
+            try:
+                self._build_settings()
+            except ImportError:
+                if not silent:
+                    raise
+                self._source = None
+
+    def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> None:
+        """`config_from_object` with the module that an environment variable names."""
+        module = os.environ.get(variable_name)
+        if module:
+            self.config_from_object(module, silent=silent, force=force)
+        elif not silent:
+            raise ImproperlyConfigured(
+                f"The environment variable {variable_name!r} is not set; it should name the module with the settings."
+            )
+
+    def add_defaults(self, fun: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
+        """Settings that count where nobody else names them."""
+        self._refuse_if_in_use("add_defaults()")
+        values = fun() if callable(fun) else fun
+        with _lock:
+            for name, value in values.items():
+                self._given.setdefault(check_name(name), value)
+            self._forget_settings()
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        if not values:
+            return
+        known = {check_name(name): value for name, value in values.items()}
+        with _lock:
+            for name in known:
+                if name not in _TEST_SWITCHES:
+                    self._refuse_if_in_use(f"app.conf.{name}")
+            Settings.build(known)
+            self._given.update(known)
+            self._forget_settings()
+
+    def _unset(self, name: str) -> None:
+        with _lock:
+            self._refuse_if_in_use(f"app.conf.{name}")
+            self._given.pop(check_name(name), None)
+            self._forget_settings()
+
+    def _forget_settings(self) -> None:
+        self.settings_now = None
+        self._conf._unload()
+        self._router = self._eager_producer = None
+
+    def _refuse_if_in_use(self, what: str) -> None:
+        if self._in_use_since is not None:
+            raise ImproperlyConfigured(
+                f"{what} comes too late: the app is in use since {self._in_use_since}, with the settings of that moment. "
+                "Do it right after the app is created, before the first task is sent or run; or call app.close() first."
+            )
+
+    def _build_settings(self) -> Settings:
+        with _lock:
+            if self.settings_now is None:
+                if not self._configured and self.on_configure.receivers:
+                    self.on_configure.send(sender=self)
+                if self._read is None:
+                    self._read = {} if self._source is None else read_settings(*self._found_source())
+                named = {check_name(name): value for name, value in self._read.items()}
+                self._read = named
+                self.settings_now = Settings.build({**named, **self._given}, from_environ(os.environ))
+            return self.settings_now
+
+    def _found_source(self) -> tuple[Any, str | None]:
+        assert self._source is not None
+        obj, namespace = self._source
+        return (_imported(obj) if isinstance(obj, str) else obj), namespace
+
+    def _configure(self) -> None:
+        """Once, when the app is first finalized or used: tells those who wait for the settings (`on_after_configure`)."""
+        if not self._configured:
+            settings = self.settings
+            self._configured = True
+            if self.on_after_configure.receivers:
+                self.on_after_configure.send(sender=self, source=settings)
+
+    def _use(self, what: str) -> Settings:
+        """From now on the settings stay as they are."""
+        self._configure()
+        settings = self.settings
+        if self._in_use_since is None:
+            self._in_use_since = f"{what} was opened"
+        return settings
+
+    # -- tasks -------------------------------------------------------------------------------------------------------------------
+
+    @overload
+    def task(self, fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, fun: Callable[P, R], /) -> TaskBase[P, R]: ...
+    @overload
+    def task(self, *, bind: Literal[True], **options: Any) -> BoundTaskDecorator: ...
+    @overload
+    def task(self, *, bind: Literal[False] = False, **options: Any) -> TaskDecorator: ...
+    def task(self, *args: Any, **options: Any) -> Any:
+        """Makes a task of a function: `@app.task`, or `@app.task(bind=True, max_retries=5)`. It is registered when the app is finalized."""
+
+        def decorate(fun: Callable[..., Any]) -> TaskBase[..., Any]:
+            task = _task_from_function(self, fun, options)
+            self._add(task)
+            return task
+
+        return _decorated(args, decorate, "app.task")
+
+    def register_task(self, task: T | type[T], **options: Any) -> T:
+        """Registers a class-based task: `app.register_task(MyTask())`. Returns the task."""
+        made = task() if isinstance(task, type) else task
+        if not made.name:
+            cls = type(made)
+            made.__dict__["name"] = self.gen_task_name(cls.__name__, cls.__module__)
+        made.__dict__.update(_app=self, _defaults=None, **options)
+        self._add(made)
+        return made
+
+    def _add(self, task: TaskBase[..., Any]) -> None:
+        with _lock:
+            known = self._tasks.get(task.name)
+            if known is not None and not _same_definition(known, task):
+                raise AlreadyRegistered(
+                    f"Two tasks are named {task.name!r}: {_place(known)} and {_place(task)}. Give one of them another name=."
+                )
+            self._tasks[task.name] = task
+            if self.finalized:
+                self._annotate(task)
+
+    def adopt(self, task: TaskBase[..., Any]) -> None:
+        """Gives this app its copy of a shared task."""
+        with _lock:
+            known = self._tasks.get(task.name)
+            if known is None or known._function is not task._function:
+                self._add(task.bound_to(self))
+
+    def _annotate(self, task: TaskBase[..., Any]) -> None:
+        """`task_annotations`: attributes that the settings give to tasks."""
+        annotations = self.settings.task_annotations
+        if not annotations:
+            return
+        for annotation in annotations if isinstance(annotations, (list, tuple)) else [annotations]:
+            source = _imported(annotation) if isinstance(annotation, str) else annotation
+            if isinstance(source, Mapping):
+                given = {**(source.get("*") or {}), **(source.get(task.name) or {})}
+            else:
+                given = (source.annotate(task) if hasattr(source, "annotate") else None) or {}
+            for name, value in given.items():
+                setattr(task, name[1:] if name.startswith("@") else name, value)
+
+    def gen_task_name(self, name: str, module: str) -> str:
+        """What a task is called that has no name of its own. May be overridden."""
+        return _task_name(name, module, self.main)
+
+    @property
+    def tasks(self) -> TaskRegistry:
+        """All tasks by name. Finalizes the app."""
+        if not self.finalized and self.autofinalize:
+            self.finalize(auto=True)
+        return self._tasks
+
+    def finalize(self, auto: bool = False) -> None:
+        """Registers the shared tasks, applies annotations, and tells `on_after_finalize`. Once; further calls do nothing."""
+        with _lock:
+            if self.finalized:
+                return
+            self._configure()
+            for task in list(self._tasks.values()):
+                self._annotate(task)
+            self.finalized = True
+            for task in registry.shared_tasks(self):
+                self.adopt(task)
+        if self.on_after_finalize.receivers:
+            self.on_after_finalize.send(sender=self)
+
+    def autodiscover_tasks(
+        self, packages: Iterable[str] | Callable[[], Iterable[str]] | None = None, related_name: str | None = "tasks", force: bool = False
+    ) -> None:
+        """Imports the module `tasks` of each package; in Django, without `packages`, of each installed app. Happens in `import_modules`, or now with `force`.
+
+        A package without such a module is passed over; any other error in an import is raised.
+        """
+        self._discoveries.append((packages, related_name or ""))
+        if force:
+            _discover(self._discoveries.pop())
+
+    def import_modules(self, also: Iterable[str] = ()) -> None:
+        """Imports what may define tasks: `imports`, `include`, and what `autodiscover_tasks` asked for. Workers and commands call this; callers need not."""
+        settings = self.settings
+        for module in (*settings.imports, *settings.include, *self._include, *also):
+            import_module(module)
+        for discovery in self._discoveries:
+            _discover(discovery)
+        if events.import_modules.receivers:
+            events.import_modules.send(sender=self)
+
+    def add_periodic_task(
+        self,
+        schedule: Any,
+        sig: Signature[Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Adds an entry to the schedule of beat. Returns its name."""
+        signature = sig.clone(args, kwargs)
+        key = name or repr(signature)
+        self.periodic_tasks[key] = {
+            "schedule": schedule,
+            "task": signature.task,
+            "args": signature.args,
+            "kwargs": signature.kwargs,
+            "options": {**signature.options, **options},
+        }
+        return key
+
+    # -- calling -----------------------------------------------------------------------------------------------------------------
+
+    def send_task(
+        self, name: str, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Result[Any]:
+        """Sends a task by its name; it need not be known here. Options as for `apply_async`.
+
+        Raises: EncodeError, EnqueueError, as `delay`.
+        """
+        if self.settings.task_always_eager:
+            known = self.tasks.get(name)
+            if known is not None:
+                return known.apply_async(args, kwargs, **options)
+            import warnings
+
+            warnings.warn(f"task_always_eager has no effect on send_task({name!r}): no task of that name is known here.", stacklevel=2)
+        parent = _current_run.get()
+        while parent is not None and parent.called_directly:
+            parent = parent.outer
+        producer = self.producer
+        message = producer.message(name, tuple(args or ()), kwargs or {}, options=options, parent=parent)
+        producer.publish((message,), retry=options.get("retry"), retry_policy=options.get("retry_policy"))
+        result: Result[Any] = Result(message.id, app=self, ignored=message.ignore_result)
+        if parent is not None and options.get("add_to_parent", True) and (parent.running is None or parent.running.trail):
+            parent.children.append(result)
+        return result
+
+    async def asend_task(
+        self, name: str, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Result[Any]:
+        """`send_task` for coroutines."""
+        import asyncio
+
+        return await asyncio.to_thread(self.send_task, name, args, kwargs, **options)
+
+    def signature(self, *args: Any, **kwargs: Any) -> Signature[Any]:
+        """A planned call of one of this app's tasks, by name."""
+        kwargs["app"] = self
+        return signature(*args, **kwargs)
+
+    def AsyncResult(self, id: str, **options: Any) -> Result[Any]:
+        """The result of a task, by its id."""
+        return Result(id, app=self, **options)
+
+    # -- engines -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def broker(self) -> Broker:
+        """Where messages wait. Opened at the first use."""
+        return self._broker or self._open_broker()
+
+    def _open_broker(self) -> Broker:
+        with _lock:
+            if self._broker is None:
+                settings = self._use(f"the broker {safe_url(self.settings.broker_url)}")
+                self._broker = _opened(settings.broker_url, settings, settings.broker_transport_options)
+            return self._broker
+
+    @property
+    def backend(self) -> ResultBackend:
+        """Where results are kept: the broker's own engine, unless `result_backend` names another."""
+        return self._backend or self._open_backend()
+
+    def _open_backend(self) -> ResultBackend:
+        with _lock:
+            if self._backend is None:
+                settings = self.settings
+                url = settings.result_backend
+                if url is not None and url.partition("://")[0] == "disabled":
+                    self._backend = DisabledBackend()
+                elif url is None or url == settings.broker_url:
+                    broker = self.broker
+                    if not broker.capabilities.atomic_results:
+                        raise ImproperlyConfigured(
+                            f"The broker {safe_url(settings.broker_url)} keeps no results. Set result_backend to a URL such as 'sqlite:///results.db', "
+                            "or to 'disabled'."
+                        )
+                    self._backend = cast("Engine", broker)
+                else:
+                    self._use(f"the result backend {safe_url(url)}")
+                    self._backend = _opened(url, settings, settings.result_backend_transport_options)
+            return self._backend
+
+    @property
+    def results_with_broker(self) -> bool:
+        """True when one engine keeps both, so that a settlement carries its record."""
+        return cast("object", self.backend) is self.broker
+
+    @property
+    def producer(self) -> Producer:
+        """Builds and publishes messages."""
+        return self._producer or self._make_producer()
+
+    def _make_producer(self) -> Producer:
+        with _lock:
+            if self._producer is None:
+                broker = self.broker
+                self._producer = Producer(broker, self.router, self.settings, find_task=self._known_task)
+            return self._producer
+
+    @property
+    def producer_without_broker(self) -> Producer:
+        """Builds messages for eager runs, and opens no broker."""
+        with _lock:
+            if self._eager_producer is None:
+                self._eager_producer = Producer(cast("Broker", None), self.router, self.settings, find_task=self._known_task)
+            return self._eager_producer
+
+    def _known_task(self, name: str) -> TaskBase[..., Any] | None:
+        return self.tasks.get(name)
+
+    @property
+    def router(self) -> Router:
+        """Which task goes to which queue."""
+        with _lock:
+            if self._router is None:
+                self._router = _router(self.settings)
+            return self._router
+
+    @property
+    def control(self) -> Control:
+        """Commands to workers: revoke, inspect, rate limits, …"""
+        if self._control is None:
+            from .tasks.control import Control
+
+            self._control = Control(self)
+        return self._control
+
+    def close(self) -> None:
+        """Gives back connections and files. The next use opens them again, with the settings of then."""
+        with _lock:
+            broker, backend = self._broker, self._backend
+            self._broker = self._backend = self._producer = None
+            self._in_use_since = None
+        if backend is not None and cast("object", backend) is not broker:
+            backend.close()
+        if broker is not None:
+            broker.close()
+
+    def __enter__(self) -> Celeriac:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # -- the current app -----------------------------------------------------------------------------------------------------------
+
+    def set_current(self) -> None:
+        """Makes this the app of shared tasks in this thread."""
+        registry.set_current_app(self)
+
+    def set_default(self) -> None:
+        """Makes this the app of shared tasks in all threads that have none of their own."""
+        registry.set_default_app(self)
+
+    @property
+    def current_task(self) -> TaskBase[..., Any] | None:
+        """The task that runs here, in this thread or coroutine."""
+        return find_current_task()
+
+    @property
+    def timezone(self) -> Any:
+        """The zone in which schedules are read."""
+        from zoneinfo import ZoneInfo
+
+        return ZoneInfo(self.settings.timezone or "UTC")
+
+    def now(self) -> Any:
+        """The time, in the app's zone."""
+        from datetime import datetime
+
+        return datetime.now(self.timezone)
+
+    def start(self, argv: Sequence[str] | None = None) -> None:
+        """Runs the command line, `celeriac -A this-app …`."""
+        raise NotImplementedError("Run the command `celeriac -A proj …` instead.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _app_again, (self.main, dict(self.settings.items()))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.main or '__main__'} at {id(self):#x}>"
+
+
+def _app_again(main: str | None, settings: Mapping[str, Any]) -> Celeriac:
+    """An unpickled app: the one of the same name that exists here, else a new one with its settings."""
+    app = registry.current.app
+    if isinstance(app, Celeriac) and app.main == main:
+        return app
+    return Celeriac(main, set_as_current=False, changes=settings)
+
+
+def _opened(url: str, settings: Settings, options: Mapping[str, Any]) -> Engine:
+    from .engines import open_engine
+
+    return open_engine(url, result_expires=settings.result_expires, revokes_expire_seconds=settings.revokes_expire, **options)
+
+
+def _router(settings: Settings) -> Router:
+    return Router(
+        settings.task_routes,
+        default_queue=settings.task_default_queue,
+        default_exchange=settings.task_default_exchange,
+        default_routing_key=settings.task_default_routing_key,
+        default_priority=settings.task_default_priority,
+        queues=settings.task_queues,
+        create_missing=settings.task_create_missing_queues,
+    )
+
+
+def _imported(name: str) -> Any:
+    """`package.module`, `package.module:attribute`, or `package.module.attribute`."""
+    module, colon, attribute = name.partition(":")
+    if colon:
+        found: Any = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        return found
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as problem:
+        parent, _, last = name.rpartition(".")
+        if not parent or problem.name != name:
+            raise
+        owner = import_module(parent)
+        if not hasattr(owner, last):
+            raise
+        return getattr(owner, last)
+
+
+def _same_definition(one: TaskBase[..., Any], other: TaskBase[..., Any]) -> bool:
+    """A module that is loaded again defines its tasks again; that is no conflict."""
+    return _place(one) == _place(other)
+
+
+def _place(task: TaskBase[..., Any]) -> str:
+    made_of: Any = task._function if task._function is not None else type(task)
+    return f"{getattr(made_of, '__module__', '?')}.{getattr(made_of, '__qualname__', repr(made_of))}"
+
+
+def _discover(discovery: tuple[Any, str]) -> None:
+    packages, related_name = discovery
+    if packages is None:
+        names = _installed_apps()
+    else:
+        names = list(packages() if callable(packages) else [packages] if isinstance(packages, str) else packages)
+    for package in names:
+        _import_related(package, related_name)
+
+
+def _installed_apps() -> list[str]:
+    """Django's installed apps; none without Django."""
+    if "django" not in sys.modules and not os.environ.get("DJANGO_SETTINGS_MODULE"):
+        return []
+    import django
+    from django.apps import apps
+    from django.conf import settings
+
+    if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):
+        return []
+    if not apps.ready:
+        django.setup()
+    return [config.name for config in apps.get_app_configs()]
+
+
+def _import_related(package: str, related_name: str) -> None:
+    """Imports `package.related_name`. Only its absence is silent: an error inside of it, also a missing import, is the user's to see."""
+    if not related_name:
+        import_module(package)
+        return
+    try:
+        import_module(package)
+    except ModuleNotFoundError as problem:
+        parent, _, _ = package.rpartition(".")
+        if not parent or problem.name != package:
+            raise
+        package = parent  # INSTALLED_APPS may name a class
+    name = f"{package}.{related_name}"
+    try:
+        import_module(name)
+    except ModuleNotFoundError as problem:
+        if problem.name != name:
+            raise
+
+
+def app_or_default(app: Celeriac | None = None) -> Any:
+    """The given app, else the current one."""
+    return find_current_app() if app is None else app
+
+
+current_app: Any = Proxy(find_current_app)
+"""The current app, found anew at each use."""
+current_task: Any = Proxy(find_current_task)
+"""The task that runs here, found anew at each use."""

@@ -1,0 +1,212 @@
+"""`self.request`: what a running task may know of its own call, under the names of Celery's context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Raw
+
+from ..core.message import Delivery, Message
+
+if TYPE_CHECKING:
+    from .task import Task
+
+_DIRECT = Message(id="", task="", body=Raw(b"[[],{},null]"))
+
+
+class Request:
+    """One run of a task. Cheap to make: what Celery's users may ask for is looked up in the message when they ask, and then remembered.
+
+    Attributes may be set, as with Celery's context. Custom headers are attributes too, where no name of this class is in the way.
+    """
+
+    id: str | None
+    task: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hostname: str
+    is_eager: bool
+    called_directly: bool
+    children: list[Any]
+    """The results of the tasks that this run has sent."""
+
+    retries: int
+    eta: str | None
+    expires: str | None
+    root_id: str | None
+    parent_id: str | None
+    group: str | None
+    group_index: int | None
+    correlation_id: str | None
+    reply_to: str
+    headers: dict[str, Any] | None
+    timelimit: list[float | None]
+    callbacks: list[dict[str, Any]] | None
+    errbacks: list[dict[str, Any]] | None
+    chain: list[dict[str, Any]] | None
+    chord: dict[str, Any] | None
+    origin: str
+    shadow: str | None
+    ignore_result: bool
+    argsrepr: str
+    kwargsrepr: str
+    stamps: dict[str, Any]
+    stamped_headers: list[str] | None
+    replaced_task_nesting: int
+    delivery_info: dict[str, Any]
+    properties: dict[str, Any]
+    lang: str
+    utc: bool
+
+    message: Message
+    embed: dict[str, Any]
+    delivery: Delivery | None
+    running: Task[..., Any] | None
+    """The task that runs; set when the run begins."""
+    outer: Request | None
+    """The run inside which this one happens."""
+    may_join: bool
+    """Whether waiting for a result inside this run is allowed."""
+    entered: bool
+    """True when `Task.__call__` must take a further call for a direct one."""
+    acknowledged: bool
+    """True when the message was settled before the run (`acks_late=False`), so that its lease proves nothing any more."""
+    retry_asked: BaseException | None
+    """What `retry(throw=False)` returned."""
+
+    def __init__(
+        self,
+        message: Message,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        embed: dict[str, Any],
+        *,
+        hostname: str,
+        delivery: Delivery | None = None,
+        is_eager: bool = False,
+    ) -> None:
+        self.message = message
+        self.id = message.id
+        self.task = message.task
+        self.args = args
+        self.kwargs = kwargs
+        self.embed = embed
+        self.hostname = hostname
+        self.delivery = delivery
+        self.is_eager = is_eager
+        self.called_directly = False
+        self.children = []
+        self.running = None
+        self.outer = None
+        self.may_join = False
+        self.entered = True
+        self.acknowledged = False
+        self.retry_asked = None
+
+    @classmethod
+    def direct(cls, task: Task[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Request:
+        """The request of a task that is called as a plain function: no message, no id."""
+        request = cls(_DIRECT, args, {} if kwargs is None else kwargs, {}, hostname="")
+        request.id = None
+        request.task = task.name
+        request.called_directly = True
+        request.running = task
+        return request
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            read = _FROM_MESSAGE.get(name)
+            if read is not None:
+                value = read(self)
+            elif not name.startswith("__") and name in self.message.headers:
+                value = self.message.headers[name]
+            else:
+                raise AttributeError(f"The request of a task has no attribute {name!r}.")
+            self.__dict__[name] = value
+            return value
+
+    def children_as_tuples(self) -> list[Any]:
+        """The children as a result record holds them."""
+        return [child.as_tuple() for child in self.children] if self.children else []
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return getattr(self, key, default)
+
+    def update(self, *others: Mapping[str, Any], **attributes: Any) -> None:
+        for other in others:
+            self.__dict__.update(other)
+        self.__dict__.update(attributes)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for name in ("id", "task", "args", "kwargs", *_FROM_MESSAGE, "hostname", "is_eager", "called_directly", "children"):
+            yield name, getattr(self, name)
+
+    def __repr__(self) -> str:
+        return f"<Context: {dict(self)!r}>"
+
+
+def _delivery_info(request: Request) -> dict[str, Any]:
+    message, delivery = request.message, request.delivery
+    return {
+        "exchange": message.exchange,
+        "routing_key": message.routing_key or message.queue,
+        "priority": message.priority,
+        "redelivered": delivery is not None and delivery.lease.token > 1,
+        "is_eager": request.is_eager,
+    }
+
+
+def _properties(request: Request) -> dict[str, Any]:
+    message = request.message
+    return {
+        "correlation_id": message.id,
+        "reply_to": message.reply_to,
+        "content_type": message.content_type,
+        "content_encoding": "utf-8",
+        "delivery_mode": 2,
+        "priority": message.priority,
+    }
+
+
+_FROM_MESSAGE: dict[str, Callable[[Request], Any]] = {
+    "lang": lambda r: "py",
+    "retries": lambda r: r.message.retries,
+    "eta": lambda r: r.message.eta.isoformat() if r.message.eta is not None else None,
+    "expires": lambda r: r.message.expires.isoformat() if r.message.expires is not None else None,
+    "root_id": lambda r: r.message.root_id or r.id,
+    "parent_id": lambda r: r.message.parent_id,
+    "group": lambda r: r.message.group,
+    "group_index": lambda r: r.message.group_index,
+    "correlation_id": lambda r: r.id,
+    "reply_to": lambda r: r.message.reply_to,
+    "headers": lambda r: r.message.headers or None,
+    "timelimit": lambda r: [r.message.time_limit, r.message.soft_time_limit],
+    "callbacks": lambda r: r.embed.get("callbacks"),
+    "errbacks": lambda r: r.embed.get("errbacks"),
+    "chain": lambda r: r.embed.get("chain"),
+    "chord": lambda r: r.embed.get("chord"),
+    "origin": lambda r: r.message.origin,
+    "shadow": lambda r: r.message.shadow,
+    "ignore_result": lambda r: r.message.ignore_result,
+    "argsrepr": lambda r: r.message.argsrepr,
+    "kwargsrepr": lambda r: r.message.kwargsrepr,
+    "stamps": lambda r: r.message.stamps,
+    "stamped_headers": lambda r: r.message.stamped_headers,
+    "replaced_task_nesting": lambda r: r.message.replaced_task_nesting,
+    "delivery_info": _delivery_info,
+    "properties": _properties,
+    "utc": lambda r: True,
+}
+
+_current: ContextVar[Request | None] = ContextVar("celeriac_request", default=None)
+
+
+def current_request() -> Request | None:
+    """The request of the task that runs here: in a worker or eagerly, not as a plain function call; None outside of tasks."""
+    request = _current.get()
+    while request is not None and request.called_directly:
+        request = request.outer
+    return request
