@@ -1,0 +1,7 @@
+"""Results, where Celery's users look for them."""
+
+from __future__ import annotations
+
+from .tasks.result import AsyncResult, EagerResult, allow_join_result, assert_will_not_block, denied_join_result, result_from_tuple
+
+__all__ = ["AsyncResult", "EagerResult", "allow_join_result", "assert_will_not_block", "denied_join_result", "result_from_tuple"]

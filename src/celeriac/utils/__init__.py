@@ -1,0 +1,1 @@
+"""Exists for one import path that every Celery tutorial has: `celeriac.utils.log`."""
