@@ -1,0 +1,56 @@
+"""The contract suite: an engine that passes it is a correct engine.
+
+    from celeriac.testing.contract import EngineContract
+
+    class TestMyEngine(EngineContract):
+        @pytest.fixture
+        def make_engine(self, tmp_path):
+            return MyMaker(tmp_path)
+
+`make_engine` gives an `EngineMaker` over an empty storage: each call of it opens another engine over the same storage, as another process would.
+What engines differ in is read from their `Capabilities`; a test of something that an engine does not have is skipped.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite(
+    *(
+        f"{__name__}.{part}"
+        for part in (
+            "harness",
+            "faults",
+            "inspection",
+            "leases",
+            "mailbox",
+            "ordering",
+            "processes",
+            "publishing",
+            "results",
+            "revoking",
+            "settling",
+            "waiting",
+        )
+    )
+)
+
+from .faults import Faults  # noqa: E402
+from .harness import EngineMaker  # noqa: E402
+from .inspection import Inspection  # noqa: E402
+from .leases import Leases  # noqa: E402
+from .mailbox import Mailboxes  # noqa: E402
+from .ordering import Ordering  # noqa: E402
+from .processes import Processes  # noqa: E402
+from .publishing import Publishing  # noqa: E402
+from .results import Results  # noqa: E402
+from .revoking import Revoking  # noqa: E402
+from .settling import Settling  # noqa: E402
+from .waiting import WaitingForWork  # noqa: E402
+
+
+class EngineContract(Publishing, Ordering, Leases, Settling, Revoking, Inspection, WaitingForWork, Mailboxes, Results, Faults, Processes):
+    """All of it."""
+
+
+__all__ = ["EngineContract", "EngineMaker"]
