@@ -16,6 +16,8 @@ from ..tasks.request import current_request
 if TYPE_CHECKING:
     from ..app import Celeriac
 
+_process_name = "MainProcess"
+
 FORMAT = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
 TASK_FORMAT = "[%(asctime)s: %(levelname)s/%(processName)s] %(task_name)s[%(task_id)s]: %(message)s"
 
@@ -44,6 +46,12 @@ def setup_logging(app: Celeriac, loglevel: str, logfile: str | None = None) -> N
     events.after_setup_task_logger.send(sender=None, logger=logging.getLogger("celeriac.task"), **details)
 
 
+def name_process(name: str) -> None:
+    """What `%(processName)s` says in this process from now on."""
+    global _process_name
+    _process_name = name
+
+
 class TaskFormatter(logging.Formatter):
     """One format for records of a running task, another for all others."""
 
@@ -65,6 +73,7 @@ def _name_tasks_in_records() -> None:
     def make_record(*args: object, **kwargs: object) -> logging.LogRecord:
         record = make(*args, **kwargs)
         request = current_request()
+        record.processName = _process_name
         record.task_id = request.id if request is not None else None
         record.task_name = request.task if request is not None else None
         return record

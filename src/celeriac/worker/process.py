@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import os
 import random
@@ -19,6 +18,7 @@ from ..core import events
 from ..core.message import Holder
 from .executor import Executor
 from .limits import install_soft_limit
+from .logs import name_process
 from .plan import Plan
 from .rates import RateLimits
 from .slots import Page
@@ -134,7 +134,7 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
     """The life of a child process. Returns its exit code."""
     _die_with(plan.supervisor_pid)
     _be_a_child()
-    gc.unfreeze() if plan.start_method == "spawn" else None
+    name_process(f"ForkPoolWorker-{plan.process}")
     random.seed()
     for name, rate in plan.rate_limits.items():
         if name in app.tasks:

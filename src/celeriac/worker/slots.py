@@ -160,7 +160,7 @@ class Page:
 
     def command(self) -> tuple[int, int]:
         """(generation, stop): a new generation means the supervisor harvests; stop means to start nothing more."""
-        return _WORDS.unpack_from(self._memory, _COMMAND_AT)  # type: ignore[return-value]
+        return _WORDS.unpack_from(self._memory, _COMMAND_AT)
 
     def harvest(self, generation: int) -> Harvest | None:
         """The supervisor's answer to this generation, once it is there."""
@@ -175,7 +175,7 @@ class Page:
     def unstarted(self) -> int:
         """How many of the batch are neither finished nor running."""
         size, outcomes, _ = _BATCH.unpack_from(self._memory, _BATCH_AT)
-        return max(0, size - outcomes - 1)
+        return max(0, int(size) - int(outcomes) - 1)
 
     def done(self) -> int:
         return int(_DONE.unpack_from(self._memory, _DONE_AT)[0])

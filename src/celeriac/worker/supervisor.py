@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -61,6 +62,7 @@ def run_worker(app: Celeriac, options: WorkerOptions) -> int:
         from .reload import run_reloading
 
         return run_reloading()
+    setup_logging(app, options.loglevel, options.logfile)
     code = Supervisor(app, options).run()
     if code == EXIT_RESTART:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -101,7 +103,7 @@ class Supervisor:
                 tasks=sorted(app.tasks),
                 pool=options.pool,
                 concurrency=concurrency,
-                version=app.version,
+                version=metadata.version("celeriac"),
             ),
             heartbeat_seconds=conf.worker_heartbeat_interval,
             lease_seconds=conf.worker_lease_duration,
@@ -358,5 +360,3 @@ _LIMITS_OF_POOLS = {
     "gevent": "limits end a greenlet when it next waits; code that never waits is not ended.",
     "eventlet": "limits end a greenlet when it next waits; code that never waits is not ended.",
 }
-
-__all__ = ["POOLS", "Supervisor", "run_worker", "setup_logging"]
