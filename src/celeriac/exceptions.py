@@ -2,8 +2,62 @@
 
 from __future__ import annotations
 
-from .core.errors import *  # noqa: F403
-from .core.errors import CeleriacError
+from .core.errors import (
+    AlreadyRegistered,
+    CeleriacError,
+    ChordError,
+    ContentDisallowed,
+    DecodeError,
+    EncodeError,
+    EngineCorrupt,
+    EngineUnavailable,
+    EnqueueError,
+    Ignore,
+    ImproperlyConfigured,
+    MaxRetriesExceededError,
+    NodeLost,
+    NotRegistered,
+    OperationalError,
+    QueueNotFound,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskError,
+    TaskPredicate,
+    TaskRevokedError,
+    TimeLimitExceeded,
+    TimeoutError,
+    WorkerLostError,
+)
 
 CeleryError = CeleriacError
 """Celery's name for the base of all errors."""
+
+__all__ = [
+    "AlreadyRegistered",
+    "CeleriacError",
+    "CeleryError",
+    "ChordError",
+    "ContentDisallowed",
+    "DecodeError",
+    "EncodeError",
+    "EngineCorrupt",
+    "EngineUnavailable",
+    "EnqueueError",
+    "Ignore",
+    "ImproperlyConfigured",
+    "MaxRetriesExceededError",
+    "NodeLost",
+    "NotRegistered",
+    "OperationalError",
+    "QueueNotFound",
+    "Reject",
+    "Retry",
+    "SoftTimeLimitExceeded",
+    "TaskError",
+    "TaskPredicate",
+    "TaskRevokedError",
+    "TimeLimitExceeded",
+    "TimeoutError",
+    "WorkerLostError",
+]
