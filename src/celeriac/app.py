@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -657,6 +658,17 @@ class Celeriac:
             backend.close()
         if broker is not None:
             broker.close()
+
+    @contextmanager
+    def with_engine(self, engine: Engine) -> Iterator[None]:
+        """For tests: inside, messages and results are kept by `engine`, whatever the settings say; afterwards all is as before."""
+        before = self._broker, self._backend, self._producer
+        self._broker = self._backend = engine
+        self._producer = None
+        try:
+            yield
+        finally:
+            self._broker, self._backend, self._producer = before
 
     def __enter__(self) -> Celeriac:
         return self
