@@ -64,10 +64,12 @@ _EMBED_NAMES = ("callbacks", "errbacks", "chain", "chord")
 
 def encode_value(value: Any, path: str = "") -> Raw:
     """`value` as JSON. Raises EncodeError, which calls the value `path`: `result`, `args[0]`."""
-    if _is_plain((value,)):
-        encoded = _encode_plain(value)
-        if encoded is not None:
-            return Raw(encoded)
+    try:
+        encoded = _encode_plain(value) if _is_plain((value,)) else None
+    except RecursionError:
+        encoded = None
+    if encoded is not None:
+        return Raw(encoded)
     return Raw(_encode(_tagged(value, path)))
 
 
@@ -94,10 +96,12 @@ def encode_body(
     """
     if serializer != "json":
         return _encode_other(args, kwargs, embed, serializer, accept)
-    if embed is None and _is_plain(args) and _is_plain_dict(kwargs):
-        encoded = _encode_plain((args, kwargs))
-        if encoded is not None:
-            return JSON, Raw(encoded[:-1] + _NO_EMBED)
+    try:
+        encoded = _encode_plain((args, kwargs)) if embed is None and _is_plain(args) and _is_plain_dict(kwargs) else None
+    except RecursionError:
+        encoded = None
+    if encoded is not None:
+        return JSON, Raw(encoded[:-1] + _NO_EMBED)
     return JSON, Raw(_encode(_tagged_body(args, kwargs, embed)))
 
 
@@ -272,13 +276,13 @@ def _tag_items(values: Sequence[Any]) -> list[Any]:
 
 def _tag_dict(values: Mapping[Any, Any]) -> dict[str, Any]:
     tagged: dict[str, Any] = {}
-    key: Any = None
-    try:
-        for key, value in values.items():
-            tagged[_key(key)] = _tag(value)
-    except _Refused as refused:
-        refused.steps.append(f"[{key!r}]")
-        raise
+    for key, value in values.items():
+        name = _key(key)
+        try:
+            tagged[name] = _tag(value)
+        except _Refused as refused:
+            refused.steps.append(f"[{key!r}]")
+            raise
     return _escaped(tagged)
 
 
@@ -305,9 +309,7 @@ def _key(key: Any) -> str:
         return float.__repr__(key)
     if key is None:
         return "null"
-    raise _Refused(
-        f"The dict around {{where}} has {_a(type(key).__name__)} as a key; keys are strings or numbers. Pass a list of pairs.", key
-    )
+    raise _Refused(f"{{where}} has {_a(type(key).__name__)} as a key; keys are strings or numbers. Pass a list of pairs.", key)
 
 
 def _tag_object(value: Any) -> Any:

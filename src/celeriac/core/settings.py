@@ -536,7 +536,8 @@ class Settings:
             f"Settings cannot be changed once the app has been used. Set {name} before the first task is sent or run."
         )
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
