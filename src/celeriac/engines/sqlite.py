@@ -45,6 +45,7 @@ from ..contracts.mailbox import Letter, Node
 from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import EngineCorrupt, EngineUnavailable, ImproperlyConfigured, NodeLost
 from ..core.message import Delivery, Holder, Lease, Message, Record, Revocation, Settlement, Verdict
+from ..core.states import READY_STATES
 
 try:
     import fcntl
@@ -117,13 +118,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX messages_revoked ON messages (id) WHERE revocation IS NOT NULL",
         """
         CREATE TABLE results (
-            task_id TEXT PRIMARY KEY,
+            n INTEGER PRIMARY KEY,
+            task_id TEXT NOT NULL UNIQUE,
             status TEXT NOT NULL,
             stored REAL NOT NULL,
             record BLOB NOT NULL
-        ) WITHOUT ROWID
+        )
         """,
-        "CREATE INDEX results_stored ON results (stored)",
         """
         CREATE TABLE dead (
             n INTEGER PRIMARY KEY,
@@ -187,12 +188,12 @@ BURY = (
     "INSERT OR REPLACE INTO dead (id, queue, priority, at, died, task, token, crashes, interruptions, reason, message)"
     " SELECT id, queue, priority, at, ?, task, token, crashes, interruptions, ?, message FROM messages WHERE n = ?"
 )
-STORE = (
-    "INSERT INTO results (task_id, status, stored, record) VALUES (?, ?, ?, ?)"
-    " ON CONFLICT (task_id) DO UPDATE SET status = excluded.status, stored = excluded.stored, record = excluded.record"
-    " WHERE excluded.status IN ('SUCCESS', 'FAILURE', 'REVOKED') OR results.status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')"
-)
-PRUNE = "DELETE FROM results WHERE task_id IN (SELECT task_id FROM results WHERE stored < ? ORDER BY stored LIMIT ?)"
+# Every record comes last, one that replaces another too; so the oldest come first, and no index by age is needed.
+STORE = "INSERT OR REPLACE INTO results (task_id, status, stored, record) VALUES (?, ?, ?, ?)"
+STORED_STATUS = "SELECT status FROM results WHERE task_id = ?"
+# The wall clock may have been set back: what claims to come from the future was stored now.
+PRUNE_FUTURE = "UPDATE results SET stored = ?1 WHERE stored > ?1 AND n IN (SELECT n FROM results ORDER BY n LIMIT ?2)"
+PRUNE = "DELETE FROM results WHERE stored < ? AND n IN (SELECT n FROM results ORDER BY n LIMIT ?)"
 
 _FIELDS = "id, queue, {state}, {due}, at, priority, n, {node}, {process}, crashes, interruptions, {reason}, {died}, message"
 WAITING = _FIELDS.format(state="state", due="due", node="node", process="process", reason="''", died="NULL") + " FROM messages"
@@ -411,7 +412,7 @@ class SQLiteEngine:
         with _Transaction(self) as db:
             for row in rows:
                 fenced = lease is None or db.execute(FENCED, (row[0], lease.holder.node, lease.holder.process, lease.token)).fetchone()
-                (stored if fenced and db.execute(STORE, row).rowcount == 1 else refused).append(row[0])
+                (stored if fenced and _store(db, row) else refused).append(row[0])
         self._pipes.ring_results(stored)
         return refused
 
@@ -428,12 +429,13 @@ class SQLiteEngine:
 
     def prune(self, limit: int = 1000) -> int:
         """Also sweeps out what else is out of date: memories of revocations, letters, the pipes of processes that died."""
-        now, monotonic = self._clock.time(), self._clock.monotonic()
         with _Transaction(self) as db:
+            now = self._clock.time()
             db.execute("DELETE FROM revokes WHERE until <= ?", (now,))
-            db.execute("DELETE FROM letters WHERE at < ? OR at > ?", (monotonic - LETTER_SECONDS, monotonic))
+            self._throw_away_old_letters(db)
             pruned = 0
             if self._result_expires is not None:
+                db.execute(PRUNE_FUTURE, (now, limit))
                 pruned = db.execute(PRUNE, (now - self._result_expires, limit)).rowcount
         self._pipes.sweep()
         return pruned
@@ -614,10 +616,10 @@ class SQLiteEngine:
             if found is None:
                 return False
             if record_row is not None:
-                self._store(db, record_row, effects)
+                effects.store(db, record_row)
             self._move(db, settlement, message_row, found[0], found[1], now, effects)
         elif record_row is not None:
-            self._store(db, record_row, effects)
+            effects.store(db, record_row)
         for row in follow_up_rows:
             db.execute(PUBLISH, row)
             effects.queues.add(row[1])
@@ -679,18 +681,14 @@ class SQLiteEngine:
         db.execute("DELETE FROM messages WHERE n = ?", (n,))
         record = _decode_revocation(revocation).record
         if record is not None:
-            self._store(db, (record.task_id, record.status, now, _encode(record)), effects)
-
-    def _store(self, db: sqlite3.Connection, row: _RecordRow, effects: _Effects) -> None:
-        if db.execute(STORE, row).rowcount == 1:
-            effects.results.append(row[0])
+            effects.store(db, (record.task_id, record.status, now, _encode(record)))
 
     def _revoke(self, db: sqlite3.Connection, revocation: Revocation, body: bytes, now: float, effects: _Effects) -> str:
         row = db.execute("SELECT n, state, node FROM messages WHERE id = ?", (revocation.id,)).fetchone()
         if row is not None and row[1] != LEASED:
             db.execute("DELETE FROM messages WHERE n = ?", (row[0],))
             if revocation.record is not None:
-                self._store(db, (revocation.record.task_id, revocation.record.status, now, _encode(revocation.record)), effects)
+                effects.store(db, (revocation.record.task_id, revocation.record.status, now, _encode(revocation.record)))
             return "waiting"
         db.execute("INSERT OR REPLACE INTO revokes (id, until) VALUES (?, ?)", (revocation.id, now + self._revokes_expire_seconds))
         if row is None:
@@ -703,18 +701,23 @@ class SQLiteEngine:
         return "running"
 
     def _post(self, db: sqlite3.Connection, addresses: Iterable[str], body: bytes) -> None:
-        now = self._clock.monotonic()
-        db.execute("DELETE FROM letters WHERE at < ? OR at > ?", (now - LETTER_SECONDS, now))
+        now = self._throw_away_old_letters(db)
         db.executemany("INSERT INTO letters (address, at, letter) VALUES (?, ?, ?)", [(address, now, body) for address in addresses])
 
     def _take_letters(self, address: str) -> list[Letter]:
         if not self._query("SELECT 1 FROM letters WHERE address = ? LIMIT 1", (address,)):
             return []
-        now = self._clock.monotonic()
         with _Transaction(self) as db:
-            rows = db.execute("SELECT letter, at FROM letters WHERE address = ? ORDER BY n", (address,)).fetchall()
+            self._throw_away_old_letters(db)
+            rows = db.execute("SELECT letter FROM letters WHERE address = ? ORDER BY n", (address,)).fetchall()
             db.execute("DELETE FROM letters WHERE address = ?", (address,))
-        return [_decode_letter(body) for body, at in rows if now - LETTER_SECONDS <= at <= now]
+        return [_decode_letter(body) for (body,) in rows]
+
+    def _throw_away_old_letters(self, db: sqlite3.Connection) -> float:
+        """Also those of before a reboot: they are of a time to come. Returns what time it is."""
+        now = self._clock.monotonic()
+        db.execute("DELETE FROM letters WHERE at < ? OR at > ?", (now - LETTER_SECONDS, now))
+        return now
 
     def _seconds_until_ready(self, queues: Sequence[str]) -> float:
         """0 when something is ready, infinity when nothing is even scheduled."""
@@ -1046,6 +1049,10 @@ class _Effects:
         self.queues: set[str] = set()
         self.addresses: list[str] = []
 
+    def store(self, db: sqlite3.Connection, row: _RecordRow) -> None:
+        if _store(db, row):
+            self.results.append(row[0])
+
 
 class _Prepared:
     """Settlements with everything encoded that they want stored, before anything is locked or changed."""
@@ -1071,6 +1078,8 @@ class _Prepared:
                 self.removals.append((settlement.receipt, settlement.id, lease.holder.node, lease.holder.process, lease.token))
                 if record_row is not None:
                     self.records.append(record_row)
+                    if record_row[1] not in READY_STATES:
+                        self.removals = None
             else:
                 self.removals = None
 
@@ -1104,6 +1113,16 @@ def _row(message: Message, now: float) -> _MessageRow:
     if due is None or due <= now:
         return (message.id, message.queue, message.priority, READY, now, None, message.task, 0, body)
     return (message.id, message.queue, message.priority, SCHEDULED, due, due, message.task, 0, body)
+
+
+def _store(db: sqlite3.Connection, row: _RecordRow) -> bool:
+    """False, and nothing stored, when the record's state is an unready one and that of the one before it is not."""
+    if row[1] not in READY_STATES:
+        before = db.execute(STORED_STATUS, (row[0],)).fetchone()
+        if before is not None and before[0] in READY_STATES:
+            return False
+    db.execute(STORE, row)
+    return True
 
 
 def _ready_rows(db: sqlite3.Connection, queues: Sequence[str], limit: int) -> list[Any]:
