@@ -327,6 +327,8 @@ def _unheard_of(app: ControlledApp, id: str) -> Explanation:
         )
         return Explanation(id=id, state="unknown", reasons=["result-expired"], sentences=[engine, sentence], facts=facts)
     sentences = [engine]
+    if not _keeps_results(app):
+        sentences[0] = f"No queue of {mask_url(app.broker.url)} holds a task '{id}', and results are not kept at all (`result_backend`)."
     facts = {}
     if made_at is not None and made_at <= now + 60:
         facts["made_at"] = made_at
@@ -339,7 +341,11 @@ def _unheard_of(app: ControlledApp, id: str) -> Explanation:
 
 
 def _record(app: ControlledApp, id: str) -> Record | None:
-    return app.backend.fetch([id]).get(id)
+    return app.backend.fetch([id]).get(id) if _keeps_results(app) else None
+
+
+def _keeps_results(app: ControlledApp) -> bool:
+    return not str(app.backend.url).startswith("disabled")
 
 
 def _made_at(id: str) -> float | None:
