@@ -40,7 +40,9 @@ def consume(engine: Engine, node: str, expected: Callable[[], bool]) -> list[str
     holder = start(engine, node, os.getpid())
     seen: list[str] = []
     settlements: list[Settlement] = []
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
+        assert time.monotonic() < deadline, "the work does not come to its end"
         refused, batch = engine.exchange(settlements, ["celery"], limit=4, holder=holder)
         assert refused == []
         seen += ids(batch)

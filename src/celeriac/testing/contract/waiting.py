@@ -36,7 +36,9 @@ class WaitingForWork(EngineTests):
 
         def work() -> list[str]:
             seen: list[str] = []
+            deadline = time.monotonic() + DEADLINE_SECONDS
             while len(seen) < 50:
+                assert time.monotonic() < deadline
                 batch = take(live, holder)
                 if not batch:
                     assert live.wait(["celery"], DEADLINE_SECONDS), "the wake was lost"
