@@ -635,6 +635,14 @@ def check_name(name: str) -> str:
     return known
 
 
+def check_values(given: Mapping[str, Any]) -> None:
+    """Checks names and values each by itself, for settings that come one by one. Pairs are checked when all are there, by `Settings.build`."""
+    problems: list[str] = []
+    _checked({name: value for name, value in _by_name(given, problems).items() if name in SETTINGS or name in MEANINGLESS}, problems)
+    if problems:
+        raise ImproperlyConfigured("\n".join(problems))
+
+
 def unknown_name(name: str) -> str:
     """The sentence about a setting that does not exist."""
     known = _new_name(name.removeprefix("CELERY_")) if name.startswith("CELERY_") else None
@@ -676,20 +684,23 @@ def read_settings(source: Any, namespace: str | None = None) -> dict[str, Any]:
 
     With `namespace="CELERY"`: `CELERY_TASK_ACKS_LATE` is task_acks_late, only new names count, and what other packages call `CELERY_…` is left alone.
     Without: a mapping's names are all taken; of a module or an object those that are settings, or look as if they were meant to be.
-    Raises ImproperlyConfigured, with a line for each name that is unknown.
+    Raises ImproperlyConfigured, with a line for each name that is unknown, and when old and new names are mixed.
     """
     is_mapping = isinstance(source, Mapping)
     names = [name for name in (source if is_mapping else dir(source)) if isinstance(name, str) and not name.startswith("__")]
+
+    def value_of(name: str) -> Any:  # not of all names: to look at some of Django's settings is deprecated
+        return source[name] if is_mapping else getattr(source, name, None)
+
     if namespace:
         chosen = _names_in_namespace(names, namespace if namespace.endswith("_") else f"{namespace}_")
-    else:
-        chosen = {
-            name: name for name in names if is_mapping or _new_name(name) is not None or _looks_meant(name, getattr(source, name, None))
-        }
-        problems = [unknown_name(name) for name in chosen if _new_name(name) is None]
-        if problems:
-            raise ImproperlyConfigured("\n".join(problems))
-    return {known: source[name] if is_mapping else getattr(source, name) for name, known in chosen.items()}
+        return {known: value_of(name) for name, known in chosen.items()}
+    problems: list[str] = []
+    values = {name: value_of(name) for name in names if is_mapping or _new_name(name) is not None or name.startswith(_MEANT_PREFIXES)}
+    named = _by_name({name: value for name, value in values.items() if is_mapping or _is_meant(name, value)}, problems)
+    if problems:
+        raise ImproperlyConfigured("\n".join(problems))
+    return named
 
 
 def _names_in_namespace(names: Iterable[str], prefix: str) -> dict[str, str]:
@@ -716,9 +727,13 @@ def _names_in_namespace(names: Iterable[str], prefix: str) -> dict[str, str]:
 _MEANT_PREFIXES = ("accept_", "beat_", "broker_", "result_", "task_", "worker_", "CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
 
 
-def _looks_meant(name: str, value: Any) -> bool:
-    """Whether an unknown name of a module is a setting misspelt rather than a helper or an import."""
-    if callable(value) or type(value).__name__ == "module" or not name.startswith(_MEANT_PREFIXES):
+def _is_meant(name: str, value: Any) -> bool:
+    """Whether a name in a module is a setting, or one misspelt, rather than a helper or an import (`from django.utils import timezone`)."""
+    if type(value).__name__ == "module":
+        return False
+    if _new_name(name) is not None:
+        return True
+    if callable(value):
         return False
     return not name.removeprefix("CELERY_").lower().startswith(FOREIGN_PREFIXES)
 

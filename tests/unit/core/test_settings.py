@@ -13,7 +13,7 @@ import pytest
 
 from celeriac.core.celery_settings import MEANINGLESS
 from celeriac.core.errors import ImproperlyConfigured
-from celeriac.core.settings import SETTINGS, Settings, check_name, from_environ, mask_url, masked, read_settings
+from celeriac.core.settings import SETTINGS, Settings, check_name, check_values, from_environ, mask_url, masked, read_settings
 
 # Every setting of Celery 5.7.
 CELERY = """
@@ -192,6 +192,14 @@ class TestChecks:
         assert "task_serializer 'pickle' is not in accept_content (json)" in problems(task_serializer="pickle")
         assert "task_default_queue 'celery' is not in task_queues (a)" in problems(task_queues=["a"], task_create_missing_queues=False)
 
+    def test_one_by_one_pairs_do_not_matter_yet(self) -> None:
+        check_values({"task_serializer": "pickle", "broker_host": "h", "worker_prefetch_multiplier": 1})
+        check_values({"worker_heartbeat_interval": 30})
+        with pytest.raises(ImproperlyConfigured, match="task_acks_late must be"):
+            check_values({"task_acks_late": "no"})
+        with pytest.raises(ImproperlyConfigured, match="Did you mean"):
+            check_values({"task_acks_lat": True})
+
     def test_queues(self) -> None:
         kombu_like = types.SimpleNamespace(
             name="b", exchange=types.SimpleNamespace(name="x"), routing_key="k", queue_arguments=None, max_priority=9
@@ -295,6 +303,16 @@ class TestSources:
         module.__dict__["task_time_limt"] = 5
         with pytest.raises(ImproperlyConfigured, match="Did you mean 'task_time_limit'"):
             read_settings(module)
+
+    def test_a_module_may_use_names_of_settings_for_its_imports(self) -> None:
+        module = types.ModuleType("celeryconfig")
+        module.__dict__.update(timezone=types.ModuleType("timezone"), include=["a"])
+        assert read_settings(module) == {"include": ["a"]}
+
+    def test_old_and_new_are_not_mixed_in_one_source(self) -> None:
+        assert read_settings({"CELERY_ACKS_LATE": True, "BROKER_URL": "memory://"}) == {"task_acks_late": True, "broker_url": "memory://"}
+        with pytest.raises(ImproperlyConfigured, match="mixed"):
+            read_settings({"CELERY_ACKS_LATE": True, "broker_url": "memory://"})
 
     def test_classes(self) -> None:
         class Config:
