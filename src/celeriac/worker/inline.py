@@ -139,7 +139,7 @@ class InlineWorker:
     def _executor(self) -> Executor:
         app = self.app
         return Executor(
-            tasks=app.tasks, broker=self.engine, backend=self.engine, producer=app.producer, settings=app.conf, hostname="inline@test"
+            tasks=app.tasks, broker=self.engine, backend=self.engine, producer=app.producer, settings=app.settings, hostname="inline@test"
         )
 
     def _reserve(self) -> list[Delivery]:

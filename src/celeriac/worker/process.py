@@ -145,7 +145,7 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
         broker=broker,
         backend=backend,
         producer=app.producer,
-        settings=app.conf,
+        settings=app.settings,
         hostname=plan.hostname,
         gate=None if app.conf.worker_disable_rate_limits else RateLimits().pause_seconds,
     )

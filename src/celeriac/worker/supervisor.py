@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celeriac.worker")
 
 TICK_SECONDS = 0.02
+IDLE_TICK_SECONDS = 0.1
+"""While nothing runs, ticks grow to this. An idle process takes one task first, so there are no hostages before the next tick."""
 KILLED_WAIT_SECONDS = 5.0
 RESTART_PAUSE_SECONDS = 1.0
 """Between two starts of a process that dies as soon as it starts."""
@@ -180,7 +182,7 @@ class Supervisor:
 
     def _tick(self) -> None:
         try:
-            for letter in self.broker.collect(self.lease.node.id, TICK_SECONDS):
+            for letter in self.broker.collect(self.lease.node.id, self._tick_seconds):
                 answer(self, letter)
             if not self.lease.beat():
                 self._begin_again()
@@ -193,9 +195,12 @@ class Supervisor:
         except EngineUnavailable as error:
             self.trouble.seen(error)
             time.sleep(TICK_SECONDS)
+        self._tick_seconds = min(IDLE_TICK_SECONDS, self._tick_seconds * 1.2)
         now = time.monotonic()
         for process in self.processes.values():
-            watch(process, self.settler, now)
+            if process.page.state() == ProcessState.BUSY:
+                self._tick_seconds = TICK_SECONDS
+                watch(process, self.settler, now)
 
     # -- processes -----------------------------------------------------------------------------------------------
 
@@ -275,6 +280,7 @@ class Supervisor:
             self._next_scaling = now + 0.5
 
     _next_scaling = 0.0
+    _tick_seconds = TICK_SECONDS
 
     def resize(self, processes: int) -> None:
         """So many processes from now on."""
