@@ -237,7 +237,8 @@ def _queues(app: Celeriac, live: list[Node], name: str) -> Iterator[Finding]:
         for queue in known_queues(app.conf):
             if queue not in consumed and not _count(depths.get(queue)):
                 yield _note("queues", f"The settings name queue '{queue}', which no live worker consumes.")
-    yield _fine("queues", f"{_tasks(waiting)} {'waits' if waiting == 1 else 'wait'} in {plural(len(depths), 'queue')}.")
+    where = f"{_tasks(waiting)} {'waits' if waiting == 1 else 'wait'} in {plural(len(depths), 'queue')}." if waiting else "Nothing waits."
+    yield _fine("queues", where)
 
 
 def _waiting_tasks(app: Celeriac, live: list[Node]) -> Iterator[Finding]:

@@ -20,12 +20,19 @@ from . import exits
 if TYPE_CHECKING:
     from ..app import Celeriac
 
+CONFIG_MODULE = "CELERIAC_CONFIG_MODULE"
+"""`--config`, in the environment: so that processes which find the app for themselves configure it alike."""
+
 _NAMES = ("app", "celery", "celeriac")
 _SUBMODULES = ("celery", "celeriac")
 
 
 def find_app(path: str) -> Celeriac:
     """The app that `-A path` means; CommandFailed says why there is none: the user's own traceback, or what was looked for."""
+    return _configured(_found(path))
+
+
+def _found(path: str) -> Celeriac:
     from ..app import Celeriac
 
     wanted = _dotted(path)
@@ -61,7 +68,7 @@ def bare_app() -> Celeriac:
     """An app without tasks, for commands that only speak with the engine."""
     from ..app import Celeriac
 
-    return Celeriac("celeriac")
+    return _configured(Celeriac("celeriac"))
 
 
 def no_app_given(bare_allowed: bool) -> str:
@@ -78,6 +85,13 @@ def no_app_given(bare_allowed: bool) -> str:
     if bare_allowed:
         lines.append("To only look at an engine, -b URL is enough: `celeriac -b sqlite:///celeriac.db status`.")
     return "\n".join(lines)
+
+
+def _configured(app: Celeriac) -> Celeriac:
+    module = os.environ.get(CONFIG_MODULE)
+    if module:
+        app.config_from_object(module)
+    return app
 
 
 # -- steps ---------------------------------------------------------------------------------------------------------

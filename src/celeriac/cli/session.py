@@ -69,6 +69,8 @@ class Session:
             os.environ["CELERY_BROKER_URL"] = self.broker_url
         if self.result_backend:
             os.environ["CELERY_RESULT_BACKEND"] = self.result_backend
+        if self.config:
+            os.environ[finder.CONFIG_MODULE] = self.config
         path = self.app_name
         if path is None:
             if not bare_allowed or not (self.config or os.environ.get("CELERY_BROKER_URL")):
@@ -76,8 +78,6 @@ class Session:
             app = finder.bare_app()
         else:
             app = finder.find_app(path)
-        if self.config:
-            app.config_from_object(self.config)
         app.set_default()
         app.set_current()
         return app
@@ -108,7 +108,9 @@ class Session:
             click.echo(text, err=True, color=False if self.no_color else None)
 
     def say_json(self, value: Any) -> None:
-        click.echo(as_json(value))
+        """One line to a program, several to a person."""
+        text = as_json(value)
+        click.echo(text if sys.stdout.isatty() else msgspec.json.format(text, indent=-1))
 
     def say_reply(self, reply: Mapping[str, Any], show_body: bool = True) -> None:
         """One node's answer in Celery's form: `->  node: OK` and the answer below, indented."""
