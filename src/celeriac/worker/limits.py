@@ -35,8 +35,14 @@ def watch(process: Process, settler: Settler, now: float) -> None:
             process.soft_signalled = task.started_at
             logger.warning("Soft time limit (%gs) exceeded for task %s", task.soft_deadline - task.started_at, task.task_id)
             process.kill(signal.SIGUSR1)
-    if len(running) == 1 and now - running[0].started_at > HOSTAGE_SECONDS and process.page.unstarted() and not process.draining:
+    if len(running) == 1 and _holds_hostages(process, running[0], now):
+        process.freed = running[0].started_at
         free_hostages(process, settler)
+
+
+def _holds_hostages(process: Process, task: Running, now: float) -> bool:
+    is_long = now - task.started_at > HOSTAGE_SECONDS
+    return is_long and process.freed != task.started_at and process.page.unstarted() > 0 and not process.draining
 
 
 def _enforce_hard_limit(process: Process, task: Running) -> None:
@@ -51,6 +57,7 @@ def free_hostages(process: Process, settler: Settler) -> None:
     page = process.page
     generation = page.raise_generation()
     running = page.running()
+    taken = page.taken()
     outcomes = page.outcomes()
     kept = running[0].position if running else NOTHING
     keep = {settlement.id for settlement in outcomes} | {task.task_id for task in running}
@@ -63,9 +70,9 @@ def free_hostages(process: Process, settler: Settler) -> None:
         ]
         settler.settle([*outcomes, *back])
     except EngineUnavailable:
-        page.answer(generation, Harvest(taken=0, kept=EVERYTHING))
+        page.answer(generation, Harvest(taken=taken, kept=EVERYTHING))
         return
-    page.answer(generation, Harvest(taken=len(outcomes), kept=kept))
+    page.answer(generation, Harvest(taken=taken + len(outcomes), kept=kept))
 
 
 def install_soft_limit(page: Page) -> None:

@@ -42,6 +42,9 @@ class Process:
         self.page = Page.create(plan.places)
         self.started_at = time.monotonic()
         self.soft_signalled: float | None = None
+        """When the task began that has been told of its soft limit."""
+        self.freed: float | None = None
+        """When the task began whose hostages have been freed."""
         self.doomed: dict[str, Any] | None = None
         """Why the supervisor has killed it: the exception, as data, with which its running task ends."""
         self.interrupted = False

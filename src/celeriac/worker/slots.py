@@ -76,7 +76,7 @@ class Running(Struct, frozen=True):
 
 
 class Harvest(Struct, frozen=True):
-    """The supervisor's answer: how many outcomes of the batch it has settled, and which position it took for running."""
+    """The supervisor's answer: how many outcomes of the batch it has settled in all, and which position it took for running."""
 
     taken: int
     kept: int
@@ -191,8 +191,11 @@ class Page:
 
     def outcomes(self) -> list[Settlement]:
         """What is finished and not settled yet, neither by the process nor by a harvest (as far as the page knows)."""
-        (taken,) = _LENGTH.unpack_from(self._memory, _ANSWER_AT + 4)
-        return list(self._read_ring())[taken:]
+        return list(self._read_ring())[self.taken() :]
+
+    def taken(self) -> int:
+        """How many outcomes of this batch harvests have settled."""
+        return int(_LENGTH.unpack_from(self._memory, _ANSWER_AT + 4)[0])
 
     def _read_ring(self) -> Iterator[Settlement]:
         _, _, used = _BATCH.unpack_from(self._memory, _BATCH_AT)
