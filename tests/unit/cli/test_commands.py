@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.cli.conftest import Run
-from tests.unit.cli.fakes import FakeApp, FakeWorker, message
 
 from celeriac.cli.doctor import examine
 from celeriac.contracts.engine import Engine
 from celeriac.core.message import Holder, Record, Settlement, Verdict
 from celeriac.core.serialize import decode_body, encode_exception, encode_value
+from tests.unit.cli.conftest import Run
+from tests.unit.cli.fakes import FakeApp, FakeWorker, message
 
 RunJson = Callable[..., Any]
 NAME = "celeriac@a"

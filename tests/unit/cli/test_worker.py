@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.unit.cli.conftest import Run
 
 from celeriac.worker.options import WorkerOptions
+from tests.unit.cli.conftest import Run
 
 Start = Callable[..., WorkerOptions]
 

@@ -6,11 +6,11 @@ import time
 from signal import SIGKILL
 
 import pytest
-from tests.unit.cli.fakes import FakeApp, FakeWorker, message
 
 from celeriac.core.message import Holder
 from celeriac.core.serialize import decode_exception
 from celeriac.tasks.control import Control, flatten_reply
+from tests.unit.cli.fakes import FakeApp, FakeWorker, message
 
 
 def test_ping_returns_a_list_of_replies_as_soon_as_all_that_live_have_answered() -> None:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from tests.unit.cli.fakes import FakeApp, FakeWorker, message
 
 from celeriac.core.errors import TaskRevokedError
 from celeriac.core.ids import new_id
@@ -14,6 +13,7 @@ from celeriac.core.message import Attempt, Delivery, Holder, Record, Revocation,
 from celeriac.core.serialize import encode_exception, encode_value
 from celeriac.engines.memory import MemoryEngine
 from celeriac.tasks.why import duration_in_words, why
+from tests.unit.cli.fakes import FakeApp, FakeWorker, message
 
 
 class Clock:
