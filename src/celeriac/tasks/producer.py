@@ -43,6 +43,8 @@ class Defaults(Struct, kw_only=True):
     check: Callable[..., Any] | None
     """Called with the arguments of each call; raises TypeError when the task would not take them."""
     has_shadow_name: bool
+    route: Route | None = None
+    """The way of a call without options, once it is known and if it is always the same."""
 
 
 _ROUTING = ("queue", "exchange", "routing_key", "priority")
@@ -87,7 +89,6 @@ class Producer:
         self._find_task = find_task or _nothing_known
         self._publish_timeout_seconds = float(settings.broker_publish_timeout)
         self._repr_levels = int(settings.task_repr_maxlevels)
-        self._routes: dict[str, Route] = {}
 
     # -- building ------------------------------------------------------------------------------------------------------------
 
@@ -182,7 +183,7 @@ class Producer:
     ) -> Message:
         """`message` for a call without options: what `delay()` makes."""
         content_type, body = encode_body(args, kwargs, None, defaults.serializer, accept=self.settings.accept_content)
-        route = self._routes.get(task_name) or self._route(task_name, args, kwargs, defaults, _NO_OPTIONS, parent)
+        route = defaults.route or self._route(task_name, args, kwargs, defaults, _NO_OPTIONS, parent)
         if parent is not None and self.settings.task_inherit_parent_priority:
             route = self._route(task_name, args, kwargs, defaults, _NO_OPTIONS, parent)
         task_id = new_id()
@@ -281,7 +282,7 @@ class Producer:
             return self.router.route(task_name, tuple(args), dict(kwargs), {**options, **wanted})
         route = self.router.route(task_name, tuple(args), dict(kwargs), {**options, **wanted})
         if defaults is not None and not options and not self.router.depends_on_arguments:
-            self._routes[task_name] = route
+            defaults.route = route
         return route
 
     def _repr(self, value: Any) -> str:
