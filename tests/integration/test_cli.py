@@ -196,6 +196,14 @@ def test_detach_tells_the_terminal_what_went_wrong(shell: Shell) -> None:
     assert "No module named 'no_such_package_at_all'" in began.stderr
 
 
+def test_detach_passes_on_the_exit_code_of_what_it_could_not_use(shell: Shell) -> None:
+    (shell.folder / "engine.db").write_text("no database at all " * 50)
+    began = shell.run("-A", "proj", "worker", "-D", "-q")
+    assert began.returncode == 69 and "not an SQLite database" in began.stderr
+    wrong = shell.run("-A", "proj", "-b", "nosuch://engine", "worker", "-D", "-q")
+    assert wrong.returncode == 78 and "nosuch" in wrong.stderr
+
+
 def test_an_app_that_does_not_import(shell: Shell) -> None:
     (shell.folder / "proj" / "celery.py").write_text("def boom():\n    raise RuntimeError('the real reason')\nboom()\n")
     for arguments in (["worker"], ["status"], ["shell"]):

@@ -58,7 +58,7 @@ def _concurrency(app: Celeriac, options: WorkerOptions) -> str:
         most, fewest = options.autoscale
         return f"{fewest} to {most}, as needed"
     each = options.concurrency or app.conf.worker_concurrency
-    text = str(each) if each else f"{_processors()} (processors)" if options.pool == "prefork" else "as the pool decides"
+    text = str(each) if each else str(_processors()) if options.pool == "prefork" else "as the pool decides"
     return f"{options.processes} × {text}" if options.processes and options.processes > 1 else text
 
 

@@ -15,7 +15,7 @@ from ..contracts.inspect import Depth
 from ..contracts.mailbox import Letter, Node
 from ..core import states
 from ..core.clock import SYSTEM_CLOCK, Clock
-from ..core.errors import CeleriacError, ImproperlyConfigured
+from ..core.errors import CeleriacError, EngineUnavailable, ImproperlyConfigured
 from ..core.ids import new_id
 from ..core.message import Record
 from ..core.settings import mask_url
@@ -116,7 +116,9 @@ def examine(
             yield from _own_tasks(tasks(), live)
         yield from _dead(app, name)
     except CeleriacError as problem:
-        yield _wrong("engine", f"{mask_url(_url(app))} cannot be used: {problem}", _engine_advice(_url(app)))
+        # The other errors say themselves what to do.
+        advice = _engine_advice(_url(app)) if type(problem) is EngineUnavailable else ""
+        yield _wrong("engine", f"{mask_url(_url(app))} cannot be used: {problem}", advice)
 
 
 def _settings(app: Celeriac) -> Iterator[Finding]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..worker.options import WorkerOptions
 from . import daemon, exits
-from .command import Command, ParamType, comma_separated
+from .command import Command, ParamType, comma_separated, plain_errors
 from .session import Session
 
 if TYPE_CHECKING:
@@ -147,15 +148,23 @@ def worker(session: Session, /, **given: Any) -> None:
     background = daemon.Detached()
     session.enter_workdir()
     if given["detach"]:
+        if given["logfile"] is None:
+            session.remark("--detach without --logfile: what the worker says from now on goes nowhere.")
         background.leave_terminal()
     exit_code = exits.FAILED
     try:
-        exit_code = _start(session, given, node, background)
+        with plain_errors():
+            exit_code = _start(session, given, node, background)
     except exits.CommandFailed as problem:
         if not given["detach"]:
             raise
+        # Shown before the terminal is let go.
         problem.show()
         exit_code = problem.exit_code
+    except Exception:
+        if not given["detach"]:
+            raise
+        traceback.print_exc()
     finally:
         background.failed(exit_code)
     sys.exit(exit_code)
@@ -173,6 +182,8 @@ def _start(session: Session, given: dict[str, Any], node: str, background: daemo
         options = _options(session, app, given, node, logfile)
         if not session.quiet:
             _print_banner(session, app, options)
+        if given["detach"]:
+            app.broker.nodes()  # An engine that cannot be used is to be heard of in the terminal, not in a log.
         background.settled(logfile)
         from ..worker.supervisor import run_worker
 
@@ -209,10 +220,13 @@ def _print_banner(session: Session, app: Celeriac, options: WorkerOptions) -> No
     from .banner import banner
     from .report import version
 
-    session.say(banner(session, app, options, version()))
-    for remark in app.conf.remarks:
-        session.remark(remark)
-    sys.stdout.flush()
+    text = banner(session, app, options, version())
+    try:
+        session.say(text)
+        for remark in app.conf.remarks:
+            session.remark(remark)
+    except OSError:
+        pass  # A full disk or a closed terminal is no reason not to work.
 
 
 def _check_writable(logfile: str) -> None:
