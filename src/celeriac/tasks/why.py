@@ -34,7 +34,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     state: str
     """unknown, scheduled, waiting, reserved, running, dead, succeeded, failed, revoked, unfinished."""
     reasons: list[str]
-    """Machines' words for it, the weightiest first: not-due, retrying, queue-paused, no-worker, unknown-task, in-line, next, expired, …"""
+    """Machines' words for it, the weightiest first: not-due, retrying, queue-paused, no-worker, unknown-task, given-back, in-line, next, expired, …"""
     sentences: list[str]
     """The same for people; each says what to do where something can be done."""
     task: str | None = None
@@ -150,10 +150,16 @@ class _Story:
         if self.message is not None and self.message.doom is not None:
             self.say("doomed", f"{self.named()} was killed; the next worker process concludes it with {_error_of(self.message.doom)}.")
         not_due = self.where.state == "scheduled" and (self.where.due_at or 0.0) > self.now
-        if not_due:
+        # A retry counts interruptions anew, so what waits with one was given back for a while, by a worker that could not run it.
+        given_back = not_due and self.where.interruptions > 0
+        if given_back:
+            self._say_obstacles(then=True)
+            self._say_given_back()
+        elif not_due:
             self._say_not_due()
         self._say_attempts()
-        self._say_obstacles(then=not_due)
+        if not given_back:
+            self._say_obstacles(then=not_due)
         return self.told("scheduled" if not_due else "waiting")
 
     # -- the steps ---------------------------------------------------------------------------------------------
@@ -167,6 +173,14 @@ class _Story:
             self.say("retrying", f"{self.named()} waits for its retry number {tries}, which is due {when}.", retries=tries)
         else:
             self.say("not-due", f"{self.named()} is not due yet: it may start {when}.")
+
+    def _say_given_back(self) -> None:
+        due_at = self.where.due_at or 0.0
+        self.say(
+            "given-back",
+            f"{self.named()} was given back by a worker that could not run it; it is offered again in {duration_in_words(due_at - self.now)}.",
+            due_at=due_at,
+        )
 
     def _say_attempts(self) -> None:
         attempts: Sequence[Attempt] = self.message.attempts if self.message is not None else ()

@@ -133,6 +133,17 @@ def test_no_worker_knows_the_task(app: FakeApp) -> None:
     assert "celeriac@b does, but does not consume queue 'celery'." in why(app, sent.id).sentences[0]
 
 
+def test_given_back_by_a_worker_that_does_not_know_it(app: FakeApp) -> None:
+    node = worker(app, tasks=["shop.other"])
+    sent = message()
+    app.broker.publish([sent])
+    delivery = reserve(app, node)
+    app.broker.settle([Settlement(id=sent.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt, delay_seconds=5)])
+    told = why(app, sent.id)
+    assert told.reasons == ["unknown-task", "given-back"]
+    assert "it is offered again in 5.0 s." in told.sentences[1]
+
+
 def test_in_line(app: FakeApp) -> None:
     worker(app)
     sent = [message(id=f"m{number}") for number in range(4)]
