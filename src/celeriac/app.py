@@ -709,7 +709,8 @@ class Celeriac:
         raise NotImplementedError("Run the command `celeriac -A proj …` instead.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _app_again, (self.main, dict(self.settings.items()))
+        self._build_settings()
+        return _app_again, (self.main, {**(self._read or {}), **self._given})
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.main or '__main__'} at {id(self):#x}>"
@@ -762,13 +763,16 @@ def _imported(name: str) -> Any:
 
 
 def _same_definition(one: TaskBase[..., Any], other: TaskBase[..., Any]) -> bool:
-    """A module that is loaded again defines its tasks again; that is no conflict."""
-    return _place(one) == _place(other)
+    """A module that is loaded again defines its tasks again, and so does a function that is called again; that is no conflict."""
+    first, second = _place(one), _place(other)
+    if "<locals>" in first or "<locals>" in second:
+        return (first.partition(":")[0], first.rpartition(".")[2]) == (second.partition(":")[0], second.rpartition(".")[2])
+    return first == second
 
 
 def _place(task: TaskBase[..., Any]) -> str:
     made_of: Any = task._function if task._function is not None else type(task)
-    return f"{getattr(made_of, '__module__', '?')}.{getattr(made_of, '__qualname__', repr(made_of))}"
+    return f"{getattr(made_of, '__module__', '?')}:{getattr(made_of, '__qualname__', repr(made_of))}"
 
 
 def _discover(discovery: tuple[Any, str]) -> None:

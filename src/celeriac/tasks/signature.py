@@ -151,10 +151,11 @@ class Signature(dict[str, Any], Generic[R]):
         copy = self.__class__.__new__(self.__class__)
         dict.update(copy, self)
         copy.__dict__.update(self.__dict__)
+        options = dict(self.options)
         for name in ("link", "link_error"):
-            links = self.options.get(name)
-            if links:
-                copy["options"] = {**copy["options"], name: list(links) if isinstance(links, (list, tuple)) else links}
+            if isinstance(options.get(name), (list, tuple)):
+                options[name] = list(options[name])
+        copy["kwargs"], copy["options"] = dict(self.kwargs), options
         return copy
 
     def _merge(
