@@ -12,7 +12,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-BATCH = 16
+BATCH = 64
 
 
 def connect(path: Path) -> sqlite3.Connection:

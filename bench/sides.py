@@ -128,7 +128,7 @@ class Site:
 def celeriac() -> Side:
     """Celeriac from this checkout, in the interpreter that runs the bench."""
     check = subprocess.run(
-        [sys.executable, "-c", "import celeriac, celeriac.__main__; print(celeriac.__file__)"],
+        [sys.executable, "-c", "from celeriac import Celeriac; import celeriac.cli.main"],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")},
         capture_output=True,
         text=True,
