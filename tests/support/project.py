@@ -1,0 +1,224 @@
+"""The project that workers under test run; it is copied to `proj.py` in a test's own directory.
+
+What tasks do is written to a journal, one line at a time with O_APPEND, so that it outlives SIGKILL. Tasks that have to run for a while run until a test opens
+their gate (a file, or a named pipe for those that hold the GIL), so that no test depends on how fast the machine is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from celeriac import Celeriac, Task
+from celeriac.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+
+HERE = Path(__file__).parent
+
+if "PROJ_HOST" in os.environ:  # a worker of another machine, as far as it knows
+    socket.gethostname = lambda: os.environ["PROJ_HOST"]
+
+app = Celeriac("proj")
+app.conf.update(json.loads((HERE / "settings.json").read_text()))
+
+_journal = os.open(HERE / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+
+def write(what: str, label: str, **more: Any) -> None:
+    """One line in the journal."""
+    entry = {"what": what, "label": label, "pid": os.getpid(), "ppid": os.getppid(), "at": time.monotonic(), "wall": time.time(), **more}
+    os.write(_journal, json.dumps(entry).encode() + b"\n")
+
+
+def note(task: Task, what: str, label: str, **more: Any) -> None:
+    """One line in the journal, with the task that writes it."""
+    request = task.request
+    write(what, label, id=request.id, task=task.name, retries=request.retries, **more)
+
+
+def wait_for_gate(gate: str | None) -> None:
+    """Returns once the test has opened this gate."""
+    while gate is not None and not (HERE / "gates" / gate).exists():
+        time.sleep(0.005)
+
+
+def block_in_c(gate: str) -> None:
+    """One C call that holds the GIL until the test opens this gate, a named pipe."""
+    c = ctypes.PyDLL(None, use_errno=True)
+    while c.open(os.fsencode(HERE / "gates" / gate), os.O_RDONLY) < 0:
+        pass
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task(bind=True)
+def work(self: Task, label: str, gate: str | None = None, seconds: float = 0.0) -> str:
+    note(self, "start", label)
+    wait_for_gate(gate)
+    time.sleep(seconds)
+    note(self, "end", label)
+    return label
+
+
+@app.task(bind=True, acks_late=False)
+def once(self: Task, label: str, gate: str | None = None) -> str:
+    note(self, "start", label)
+    wait_for_gate(gate)
+    note(self, "end", label)
+    return label
+
+
+@app.task(bind=True)
+def block(self: Task, label: str, gate: str) -> str:
+    note(self, "start", label)
+    block_in_c(gate)
+    note(self, "end", label)
+    return label
+
+
+@app.task(bind=True)
+def die(self: Task, label: str, how: str = "kill", unless: str = "never") -> str:
+    """Ends its own process, unless that gate is open."""
+    note(self, "start", label)
+    if not (HERE / "gates" / unless).exists():
+        match how:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "exit":
+                os._exit(3)
+            case "segfault":
+                ctypes.string_at(0)
+    note(self, "end", label)
+    return label
+
+
+@app.task(bind=True, reject_on_worker_lost=False)
+def die_once(self: Task, label: str) -> None:
+    note(self, "start", label)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(bind=True)
+def fail(self: Task, label: str, message: str = "as asked") -> None:
+    note(self, "start", label)
+    raise ValueError(message)
+
+
+@app.task(bind=True)
+def leave(self: Task, label: str, how: str) -> None:
+    """Ends in one of the ways that are neither a value nor a plain exception."""
+    note(self, "start", label)
+    match how:
+        case "exit":
+            sys.exit(2)
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "ignore":
+            raise Ignore
+        case "reject":
+            raise Reject("not today")
+        case "unserializable":
+            return object()  # type: ignore[return-value]
+
+
+@app.task(bind=True, max_retries=5)
+def flaky(self: Task, label: str, failures: int = 2, countdown: float = 0.0, gate: str | None = None) -> str:
+    note(self, "start", label)
+    wait_for_gate(gate and f"{gate}-{self.request.retries}")
+    if self.request.retries < failures:
+        raise self.retry(exc=ValueError(f"try {self.request.retries}"), countdown=countdown)
+    note(self, "end", label)
+    return label
+
+
+@app.task(bind=True, autoretry_for=(ValueError,), max_retries=2, default_retry_delay=0)
+def stubborn(self: Task, label: str) -> None:
+    note(self, "start", label)
+    raise ValueError("never works")
+
+
+@app.task(bind=True)
+def progress(self: Task, label: str, gate: str) -> str:
+    note(self, "start", label)
+    self.update_state(state="HALFWAY", meta={"percent": 50})
+    note(self, "halfway", label)
+    wait_for_gate(gate)
+    self.update_state(state="NEARLY", meta={"percent": 90})
+    note(self, "end", label)
+    return label
+
+
+@app.task(bind=True)
+def polite(self: Task, label: str) -> str:
+    """Catches its soft time limit."""
+    note(self, "start", label)
+    try:
+        wait_for_gate("never")
+    except SoftTimeLimitExceeded:
+        note(self, "soft", label)
+        return "tidied up"
+    return label
+
+
+@app.task(bind=True)
+def after(self: Task, *args: Any) -> str:
+    """A follow-up: the last of its arguments is its label."""
+    note(self, "start", str(args[-1]), arguments=list(args))
+    return str(args[-1])
+
+
+@app.task(bind=True)
+async def dawdle(self: Task, label: str, gate: str | None = None) -> str:
+    note(self, "start", label)
+    try:
+        while gate is not None and not (HERE / "gates" / gate).exists():
+            await asyncio.sleep(0.005)
+    except BaseException as error:
+        note(self, "broken off", label, error=type(error).__name__)
+        raise
+    note(self, "end", label)
+    return label
+
+
+@app.task(bind=True)
+def hoard(self: Task, label: str, mebibytes: int) -> int:
+    """Keeps memory in its process."""
+    note(self, "start", label)
+    kept.append(bytearray(os.urandom(1024) * 1024 * mebibytes))
+    return os.getpid()
+
+
+kept: list[bytearray] = []
+
+
+@app.task
+def whoami() -> int:
+    return os.getpid()
+
+
+@app.task(rate_limit="2/s", bind=True)
+def limited(self: Task, label: str) -> str:
+    note(self, "start", label)
+    return label
+
+
+class Strange(Exception):
+    """Takes two arguments, so that unpickling would fail."""
+
+    def __init__(self, first: str, second: int) -> None:
+        super().__init__(f"{first}: {second}")
+
+
+@app.task
+def strange() -> None:
+    raise Strange("odd", 7)
