@@ -24,6 +24,8 @@ from .harness import DEADLINE_SECONDS, EngineMaker, EngineTests, ids, message, r
 BATCH = 5
 """Messages that a publisher sends in one list."""
 KILLS = 12
+WORK = 800
+"""Messages for each life of the killed workers: more than they can do in it."""
 
 
 def produce(engine: Engine, name: str, batches: int) -> None:
@@ -245,16 +247,18 @@ class Processes(EngineTests):
         self.needs_durable_processes(make_engine)
         engine = make_engine()
         dice = random.Random(2)
-        task_ids = [f"m{number}" for number in range(1500)]
-        engine.publish([message(id) for id in task_ids])
+        task_ids: list[str] = []
         for round_ in range(KILLS):
+            fresh = [f"m{round_}-{number}" for number in range(WORK)]
+            task_ids += fresh
+            engine.publish([message(id) for id in fresh])
             context: Any = multiprocessing.get_context("fork")
             reader, writer = context.Pipe(duplex=False)
             names = [f"node{round_}a", f"node{round_}b"]
             children = [context.Process(target=run_until_killed_working, args=(make_engine, name, writer), daemon=True) for name in names]
             with running(children):
                 writer.close()
-                kill_after_some(children[0], reader, dice)
+                kill_after_some(children[0], reader, dice, within_seconds=0.02)
                 time.sleep(dice.random() * 0.01)
                 children[1].kill()
                 children[1].join(DEADLINE_SECONDS)
@@ -271,7 +275,7 @@ class Processes(EngineTests):
     def check_each_is_whole(self, engine: Engine, task_ids: list[str]) -> None:
         done = set(engine.fetch(task_ids))
         follow_ups = {waiting.id[:-1] for waiting in engine.peek("next", limit=100_000)}
-        there = set(engine.find(task_ids))
+        there = {waiting.id for state in ("ready", "leased") for waiting in engine.peek("celery", state=state, limit=100_000)}
         assert done == follow_ups
         assert done | there == set(task_ids), "lost"
         assert done & there == set(), "done, and there still"
@@ -298,10 +302,10 @@ def echo(make_engine: EngineMaker, rounds: int) -> None:
     engine.close()
 
 
-def kill_after_some(child: Any, reader: Connection, dice: random.Random) -> int:
+def kill_after_some(child: Any, reader: Connection, dice: random.Random, *, within_seconds: float = 0.06) -> int:
     """SIGKILL at a moment nobody chose, but not before it has begun. Returns how many acknowledgements it had written."""
     assert reader.poll(DEADLINE_SECONDS), "the process has not begun"
-    time.sleep(dice.random() * 0.06)
+    time.sleep(dice.random() * within_seconds)
     child.kill()
     child.join(DEADLINE_SECONDS)
     os.set_blocking(reader.fileno(), False)

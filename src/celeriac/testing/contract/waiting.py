@@ -118,10 +118,14 @@ class WaitingForWork(EngineTests):
         assert taken == ["near"]
         assert 0.2 < time.monotonic() - begin < 1.5, "it starts within a second of its time"
 
-    def test_what_is_scheduled_meanwhile_wakes_in_time(self, live: Engine, live_other: Engine, threads: ThreadPoolExecutor) -> None:
+    @pytest.mark.parametrize("far", [True, False])
+    def test_what_is_scheduled_meanwhile_wakes_in_time(
+        self, live: Engine, live_other: Engine, threads: ThreadPoolExecutor, far: bool
+    ) -> None:
         """Somebody waits for nothing in particular, or for something far off; then comes what is due soon."""
         holder = start(live)
-        live.publish([message("far", delay_seconds=3600)])
+        if far:
+            live.publish([message("far", delay_seconds=3600)])
 
         def work() -> list[str]:
             deadline = time.monotonic() + DEADLINE_SECONDS
