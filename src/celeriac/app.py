@@ -178,7 +178,7 @@ class Configuration(Settings):
     def __setattr__(self, name: str, value: Any) -> None:
         self._app._set({name: value})
 
-    def __delattr__(self, name: str) -> None:  # type: ignore[override]
+    def __delattr__(self, name: str) -> None:
         self._app._unset(name)
 
     __setitem__ = __setattr__
@@ -254,7 +254,7 @@ class Celeriac:
         self._tasks = TaskRegistry()
         self._broker: Broker | None = None
         self._backend: ResultBackend | None = None
-        self._producer: Producer | None = None
+        self.producer_now: Producer | None = None
         self._eager_producer: Producer | None = None
         self._router: Router | None = None
         self._control: Control | None = None
@@ -349,7 +349,7 @@ class Celeriac:
     def _forget_settings(self) -> None:
         self.settings_now = None
         self._conf._unload()
-        self._router = self._eager_producer = None
+        self._router = self.producer_now = self._eager_producer = None
 
     def _refuse_if_in_use(self, what: str) -> None:
         if self._in_use_since is not None:
@@ -611,14 +611,14 @@ class Celeriac:
     @property
     def producer(self) -> Producer:
         """Builds and publishes messages."""
-        return self._producer or self._make_producer()
+        return self.producer_now or self._make_producer()
 
     def _make_producer(self) -> Producer:
         with _lock:
-            if self._producer is None:
+            if self.producer_now is None:
                 broker = self.broker
-                self._producer = Producer(broker, self.router, self.settings, find_task=self._known_task)
-            return self._producer
+                self.producer_now = Producer(broker, self.router, self.settings, find_task=self._known_task)
+            return self.producer_now
 
     @property
     def producer_without_broker(self) -> Producer:
@@ -652,7 +652,7 @@ class Celeriac:
         """Gives back connections and files. The next use opens them again, with the settings of then."""
         with _lock:
             broker, backend = self._broker, self._backend
-            self._broker = self._backend = self._producer = None
+            self._broker = self._backend = self.producer_now = None
             self._in_use_since = None
         if backend is not None and cast("object", backend) is not broker:
             backend.close()
@@ -662,13 +662,13 @@ class Celeriac:
     @contextmanager
     def with_engine(self, engine: Engine) -> Iterator[None]:
         """For tests: inside, messages and results are kept by `engine`, whatever the settings say; afterwards all is as before."""
-        before = self._broker, self._backend, self._producer
+        before = self._broker, self._backend, self.producer_now
         self._broker = self._backend = engine
-        self._producer = None
+        self.producer_now = None
         try:
             yield
         finally:
-            self._broker, self._backend, self._producer = before
+            self._broker, self._backend, self.producer_now = before
 
     def __enter__(self) -> Celeriac:
         return self

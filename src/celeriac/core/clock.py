@@ -21,9 +21,6 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clocks. `monotonic` goes on while the machine is suspended, where the system can tell (Linux)."""
 
-    def time(self) -> float:
-        return time.time()
-
     if hasattr(time, "CLOCK_BOOTTIME"):
 
         def monotonic(self) -> float:
@@ -32,6 +29,9 @@ class SystemClock:
 
         def monotonic(self) -> float:
             return time.monotonic()
+
+    # Not a function of ours around it: every message and every settlement asks.
+    time = staticmethod(time.time)
 
 
 SYSTEM_CLOCK = SystemClock()

@@ -34,6 +34,8 @@ class App(Protocol):
     main: str | None
     settings_now: Settings | None
     """The settings as they stand, or None when they must be made (again)."""
+    producer_now: Producer | None
+    """The producer, or None when it must be made (again)."""
 
     @property
     def tasks(self) -> TaskRegistry: ...
@@ -203,10 +205,11 @@ class Task(Generic[P, R]):
         """As `delay`, with options: countdown, eta, expires, priority, queue, link, link_error, task_id, headers, time_limit, and so on."""
         app, message, result = self._prepare(args, kwargs, cast("dict[str, Any]", options))
         if message is not None:
+            producer = app.producer_now or app.producer
             if options:
-                app.producer.publish((message,), retry=options.get("retry"), retry_policy=options.get("retry_policy"))
+                producer.publish((message,), retry=options.get("retry"), retry_policy=options.get("retry_policy"))
             else:
-                app.producer.publish((message,))
+                producer.publish((message,))
         return result
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]:
@@ -252,7 +255,8 @@ class Task(Generic[P, R]):
         parent = _current.get()
         while parent is not None and parent.called_directly:
             parent = parent.outer
-        message = app.producer.message(self.name, args, kwargs, task=self, options=options, parent=parent)
+        producer = app.producer_now or app.producer
+        message = producer.message(self.name, args, kwargs, task=self, options=options, parent=parent)
         result: Result[R] = Result(message.id, app=app, ignored=message.ignore_result)
         if parent is not None and options.get("add_to_parent", True) and (parent.running is None or parent.running.trail):
             parent.children.append(result)

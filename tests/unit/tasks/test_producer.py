@@ -39,8 +39,8 @@ class Unreliable:
 
 
 def producer_for(app: Celeriac, broker: Any) -> Producer:
-    app._producer = Producer(broker, app.router, app.settings, find_task=app.tasks.get)
-    return app._producer
+    app.producer_now = Producer(broker, app.router, app.settings, find_task=app.tasks.get)
+    return app.producer_now
 
 
 @pytest.mark.promise(8)
