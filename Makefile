@@ -1,6 +1,5 @@
 # Everything a person needs, from a fresh clone: `make demo`, `make test`. Each target does its own set-up.
 
-PYTHON  ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
 VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
@@ -14,12 +13,13 @@ help: ## this list
 setup: $(READY) ## create .venv with everything development needs
 
 $(READY): pyproject.toml scripts/setup
-	@PYTHON="$(PYTHON)" scripts/setup $(VENV)
+	@scripts/setup $(VENV)
 
 demo: $(READY) ## real work by real worker processes, checked at the end
 	@$(BIN)/python -m examples.demo
 
-test: $(READY) ## all tests, with the short fault runs
+test: $(READY) ## style, types, imports, and all tests with the short fault runs
+	@scripts/check
 	@scripts/test
 
 check: $(READY) ## style, types and the direction of imports
