@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,12 @@ import pytest
 
 import celeriac
 from celeriac import Celeriac, shared_task
+from celeriac.contracts.mailbox import Node
+from celeriac.core.message import Holder
 from celeriac.tasks import registry
+from celeriac.worker.executor import Executor
+from celeriac.worker.slots import Page
+from celeriac.worker.worker import Settler, Worker
 
 HOME = str(Path(celeriac.__file__).parent)
 
@@ -62,3 +68,33 @@ def test_one_delay_enters_at_most_six_files(engine: str, kind: str, tmp_path: Pa
     }  # fmt: skip
     assert len(files) <= 6, files
     assert calls <= 60
+
+
+def test_one_run_of_a_task_enters_at_most_twelve_files(tmp_path: Path) -> None:
+    """From the reservation to the settlement: what a worker's process does for one task."""
+    app = Celeriac("proj", broker=f"sqlite:///{tmp_path}/x.db")
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    page = Page.create(places=1)
+    app.broker.register(Node(id="node", name="celeriac@here"), lease_seconds=60.0)
+    executor = Executor(
+        tasks=app.tasks, broker=app.broker, backend=app.backend, producer=app.producer, settings=app.settings, hostname="celeriac@here"
+    )
+    settler = Settler(app.broker, app.backend, together=True)
+    worker = Worker(settler=settler, executor=executor, page=page, holder=Holder("node", 1), queues=["celery"], supervisor_pid=os.getppid())
+
+    def run_what_waits() -> None:
+        worker._settle(worker._run_batch(worker._exchange([])))
+
+    for n in range(3):
+        add.delay(n, 2)
+        run_what_waits()
+    last = add.delay(40, 2)
+    files, _ = files_entered(run_what_waits)
+    assert last.get(timeout=1) == 42
+    page.close()
+    app.close()
+    assert len(files) <= 12, files
