@@ -1,7 +1,4 @@
-"""Start of a worker process that was not forked: `python -m celeriac.cli.spawned PLAN PAGE_FD CONTROL_FD`.
-
-A greenlet pool patches the standard library here, before anything else is imported; the supervisor never is patched.
-"""
+"""Start of a worker process that was not forked; its arguments are PLAN PAGE_FD CONTROL_FD. `worker/pools/patching.py` says what runs before this."""
 
 from __future__ import annotations
 
@@ -14,10 +11,6 @@ from ..worker.plan import Plan
 
 def main() -> int:
     plan = msgspec.json.decode(sys.argv[1].encode(), type=Plan)
-    if plan.pool in ("gevent", "eventlet"):
-        from ..worker.pools.patching import patch
-
-        patch(plan.pool)
     return _work(plan, int(sys.argv[2]), int(sys.argv[3]))
 
 

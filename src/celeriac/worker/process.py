@@ -20,6 +20,7 @@ from .executor import Executor
 from .limits import install_soft_limit
 from .logs import name_process
 from .plan import Plan
+from .pools.patching import start_line
 from .rates import RateLimits
 from .slots import Page
 from .worker import EXIT_OK, Settler, Worker
@@ -78,7 +79,7 @@ class Process:
 
     def _spawn(self, control: int) -> int:
         plan = msgspec.json.encode(self.plan).decode()
-        command = [sys.executable, "-m", "celeriac.cli.spawned", plan, str(self.page.fd), str(control)]
+        command = [sys.executable, "-c", start_line(self.plan.pool), plan, str(self.page.fd), str(control)]
         self._popen = subprocess.Popen(
             command, pass_fds=(self.page.fd, control), env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         )

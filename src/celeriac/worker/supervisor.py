@@ -27,6 +27,7 @@ from .logs import setup_logging
 from .maintenance import Upkeep
 from .options import WorkerOptions
 from .plan import Plan
+from .pools.patching import check_installed
 from .process import GREENLET_POOLS, Process
 from .recovery import recover
 from .remote import answer
@@ -77,6 +78,7 @@ class Supervisor:
     def __init__(self, app: Celeriac, options: WorkerOptions) -> None:
         if options.pool not in POOLS:
             raise ImproperlyConfigured(f"Unknown pool {options.pool!r}; there are {', '.join(POOLS)}.")
+        check_installed(options.pool)
         self.app = app
         self.options = options
         self.broker = app.broker

@@ -1,23 +1,28 @@
-"""Patching the standard library for greenlets: the first thing such a process does, so this file imports next to nothing."""
+"""Patching the standard library for greenlets.
+
+It has to happen before anything else is imported, our own package included, so it is the first line of the program that such a process runs.
+The supervisor never is patched.
+"""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from ...core.errors import ImproperlyConfigured
 
+_PATCH = {
+    "gevent": "import gevent.monkey; gevent.monkey.patch_all()",
+    "eventlet": "import eventlet; eventlet.monkey_patch()",
+}
 
-def patch(kind: str) -> None:
-    """Patches the standard library. Call it before anything else is imported.
 
-    Raises ImproperlyConfigured when the package is not installed.
-    """
-    try:
-        if kind == "gevent":
-            from gevent import monkey
+def start_line(pool: str) -> str:
+    """The program, for `python -c`, of a spawned process of this pool."""
+    run = "import sys; from celeriac.cli.spawned import main; sys.exit(main())"
+    return f"{_PATCH[pool]}; {run}" if pool in _PATCH else run
 
-            monkey.patch_all()
-        else:
-            import eventlet
 
-            eventlet.monkey_patch()
-    except ImportError:
-        raise ImproperlyConfigured(f"--pool={kind} needs the package {kind}: pip install 'celeriac[{kind}]'.") from None
+def check_installed(pool: str) -> None:
+    """Raises ImproperlyConfigured when the pool needs a package that is not there."""
+    if pool in _PATCH and find_spec(pool) is None:
+        raise ImproperlyConfigured(f"--pool={pool} needs the package {pool}: pip install 'celeriac[{pool}]'.")

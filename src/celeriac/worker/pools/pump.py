@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 import time
 from collections import deque
@@ -207,7 +208,14 @@ class Pump:
 
 def listen(control: int, act: Callable[[dict[str, Any]], None]) -> None:
     """Reads the supervisor's commands until it is gone. Runs in a thread of its own."""
-    with os.fdopen(control, "rb") as lines:
+    waiting = b""
+    while True:
+        # a read that blocks would stop all greenlets; a select is patched, and waits for this one alone
+        select.select([control], [], [])
+        data = os.read(control, 65536)
+        if not data:
+            return
+        *lines, waiting = (waiting + data).split(b"\n")
         for line in lines:
             try:
                 act(msgspec.json.decode(line))
