@@ -22,11 +22,13 @@ and opened again by the next verb.
 from __future__ import annotations
 
 import errno
+import fcntl
 import math
 import os
 import platform
 import select
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -46,11 +48,6 @@ from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import EngineCorrupt, EngineUnavailable, ImproperlyConfigured, NodeLost
 from ..core.message import Delivery, Holder, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from ..contracts.engine import Engine
@@ -72,6 +69,8 @@ PURGE_LIMIT = 5000
 """How many rows one transaction of `purge` removes."""
 WIDE_SUBSCRIPTION = 50
 """A wait for more results than this is told about every result."""
+OPEN_PIPES = 100
+"""How many queues' pipes a publisher keeps open."""
 STALE_SECONDS = 60.0
 """A named pipe that is older and that nobody reads belonged to a process that died."""
 
@@ -80,7 +79,7 @@ PRAGMAS = (
     "PRAGMA temp_store = MEMORY",
     "PRAGMA secure_delete = OFF",
     "PRAGMA wal_autocheckpoint = 4000",
-    "PRAGMA journal_size_limit = 67108864",
+    "PRAGMA journal_size_limit = 16777216",
 )
 
 # -- SQL -----------------------------------------------------------------------------------------------------------
@@ -380,22 +379,21 @@ class SQLiteEngine:
     # -- waiting -------------------------------------------------------------------------------------------------
 
     def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
-        # The pipes are opened first and the file is looked at afterwards: what is published later leaves a token, what was published earlier is seen.
+        # First the pipes are opened and emptied, then the file is looked at: what was published earlier is seen, what is published later leaves a token.
         deadline = time.monotonic() + timeout_seconds
         fds = self._pipes.listen(queues)
-        net_seconds = NET_SECONDS if None not in fds else POLL_SECONDS
         while True:
+            _poll(fds, 0.0)
             seconds = self._seconds_until_ready(queues)
             if seconds <= 0:
                 return True
-            look_at = time.monotonic() + min(seconds, net_seconds)
-            while not _poll(fds, min(look_at, deadline)):
-                now = time.monotonic()
+            look_at = time.monotonic() + min(seconds, NET_SECONDS if None not in fds else POLL_SECONDS)
+            while (now := time.monotonic()) < look_at:
                 if now >= deadline:
                     return False
-                if now >= look_at:
-                    fds = self._pipes.listen(queues, check=True)
-                    break
+                if _poll(fds, min(look_at, deadline)):
+                    return True
+            fds = self._pipes.listen(queues, check=True)
 
     def close(self) -> None:
         with self._mutex:
@@ -863,20 +861,17 @@ class SQLiteEngine:
             raise EngineUnavailable(f"{self._path} is a directory, not a database file. Change the URL {self.url}.")
         if self._lock_fd < 0:
             self._lock_fd = self._pipes.open_lock()
-        self._lock(deadline, self._timeout_seconds)
         db: sqlite3.Connection | None = None
         try:
             db = sqlite3.connect(self._path, timeout=0.05, isolation_level=None, check_same_thread=False, cached_statements=256)
             while True:
                 try:
-                    self._prepare(db)
+                    self._prepare(db, deadline)
                     break
                 except sqlite3.OperationalError as error:
                     if not _is_busy(error) or time.monotonic() >= deadline:
                         raise
-                    if db.in_transaction:
-                        db.execute("ROLLBACK")
-                    time.sleep(0.005)
+                    time.sleep(0.002)
             found = os.stat(self._path)
         except BaseException as error:
             if db is not None:
@@ -884,15 +879,25 @@ class SQLiteEngine:
             if isinstance(error, sqlite3.DatabaseError):
                 raise self._translated(error) from error
             raise
-        finally:
-            if self._lock_fd >= 0:
-                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
         self._file_id = (found.st_dev, found.st_ino)
         self._db = db
         return db
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        """Makes sure that the file is ours and of this version; the lock is held."""
+    def _prepare(self, db: sqlite3.Connection, deadline: float) -> None:
+        """Makes sure that the file is ours and of this version. Waits for nobody when there is nothing to change."""
+        if self._schema_version(db) < len(MIGRATIONS):
+            self._lock(deadline, self._timeout_seconds)
+            try:
+                self._migrate(db)
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                if self._lock_fd >= 0:
+                    fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        for pragma in (*PRAGMAS, f"PRAGMA synchronous = {self._synchronous}"):
+            db.execute(pragma).fetchall()
+
+    def _schema_version(self, db: sqlite3.Connection) -> int:
         ((version,),) = db.execute("PRAGMA user_version").fetchall()
         ((application_id,),) = db.execute("PRAGMA application_id").fetchall()
         fresh = version == 0 and application_id == 0 and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
@@ -905,22 +910,22 @@ class SQLiteEngine:
                 f"{self._path} was written by a newer Celeriac (its schema is version {version}, this one knows {len(MIGRATIONS)})."
                 " Upgrade Celeriac here too, or use another file."
             )
+        return int(version)
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
         ((journal_mode,),) = db.execute("PRAGMA journal_mode = WAL").fetchall()
         if journal_mode != "wal":
             raise EngineUnavailable(
                 f"The file system of {self._path} has no shared memory, as SQLite's WAL mode needs it. Put the database on a local disk: change the URL {self.url}."
             )
-        for pragma in (*PRAGMAS, f"PRAGMA synchronous = {self._synchronous}"):
-            db.execute(pragma).fetchall()
-        if version < len(MIGRATIONS):
-            db.execute("BEGIN IMMEDIATE")
-            ((version,),) = db.execute("PRAGMA user_version").fetchall()
-            for step in MIGRATIONS[version:]:
-                for statement in step:
-                    db.execute(statement)
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-            db.execute("COMMIT")
+        db.execute("BEGIN IMMEDIATE")
+        # Somebody else may have done it while we waited for our turn.
+        for version in range(self._schema_version(db), len(MIGRATIONS)):
+            for statement in MIGRATIONS[version]:
+                db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
 
     def _disconnect(self, *, keep_lock: bool = False) -> None:
         db, self._db = self._db, None
@@ -1226,8 +1231,6 @@ class _Pipes:
 
     def open_lock(self) -> int:
         """The lock file, -1 where there is none to be had."""
-        if fcntl is None:
-            return -1
         try:
             os.makedirs(self._results, exist_ok=True)
             return os.open(os.path.join(self._directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -1243,10 +1246,10 @@ class _Pipes:
 
     def ring_queues(self, queues: Iterable[str]) -> None:
         for queue in queues:
-            fd = self._queue(queue)
-            if fd is not None:
-                # A full pipe holds tokens enough.
-                with suppress(BlockingIOError, OSError):
+            if queue not in self._queues and len(self._queues) >= OPEN_PIPES:
+                self._ring(os.path.join(self._directory, _name("queue", queue)))
+            elif (fd := self._queue(queue)) is not None:
+                with suppress(BlockingIOError):  # a full pipe holds tokens enough
                     os.write(fd, b"!")
 
     def ring_boxes(self, addresses: Iterable[str]) -> None:
@@ -1296,10 +1299,11 @@ class _Pipes:
     def sweep(self) -> None:
         """Removes the pipes of processes that died."""
         horizon = time.time() - STALE_SECONDS
-        for directory, prefix in ((self._directory, "box."), (self._results, "")):
+        for directory in (self._directory, self._results):
             with suppress(OSError), os.scandir(directory) as entries:
                 for entry in entries:
-                    if entry.name.startswith(prefix) and entry.stat(follow_symlinks=False).st_ctime < horizon:
+                    found = entry.stat(follow_symlinks=False)
+                    if stat.S_ISFIFO(found.st_mode) and found.st_ctime < horizon:
                         self._ring(entry.path, token=b"")
 
     def close(self, *, remove: bool = True) -> None:
@@ -1443,7 +1447,7 @@ def _open_pipe(path: str) -> int | None:
                 os.mkfifo(path, 0o666)
             except FileExistsError:
                 pass
-            except (OSError, AttributeError):
+            except OSError:
                 return None
         except OSError:
             return None
@@ -1459,15 +1463,21 @@ def _poll(fds: Sequence[int | None], deadline: float) -> bool:
             time.sleep(seconds)
         return False
     if seconds:
-        poll = select.poll()
-        for fd in open_fds:
-            poll.register(fd, select.POLLIN)
-        open_fds = [fd for fd, event in poll.poll(min(seconds * 1000, 1e9)) if event & select.POLLIN]
+        open_fds = _readable(open_fds, min(seconds, 1e6))
     found = False
     for fd in open_fds:
         with suppress(OSError):
             found = bool(os.read(fd, 65536)) or found
     return found
+
+
+def _readable(fds: list[int], seconds: float) -> list[int]:
+    if not hasattr(select, "poll"):  # eventlet takes it away
+        return list(select.select(fds, (), (), seconds)[0])
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, event in poll.poll(seconds * 1000) if event & select.POLLIN]
 
 
 def _name(kind: str, text: str) -> str:
@@ -1487,7 +1497,11 @@ def _parse(url: str) -> tuple[str, dict[str, str]]:
     scheme, _, rest = url.partition("://")
     place, _, query = rest.partition("?")
     path = unquote(place)
-    if scheme != "sqlite" or not path.startswith("/") or path == "/" or path.endswith("/"):
+    if path.strip("/") in ("", ":memory:") and scheme == "sqlite":
+        raise ImproperlyConfigured(
+            f"{url!r} names no file. Write sqlite:///relative.db or sqlite:////absolute/path.db; memory:// needs none."
+        )
+    if not path.startswith("/") or path.endswith("/"):
         raise ImproperlyConfigured(f"{url!r} names no file. Write sqlite:///relative.db or sqlite:////absolute/path.db.")
     return os.path.abspath(path[1:]), dict(parse_qsl(query))
 
@@ -1547,26 +1561,26 @@ def _lock_owner(fd: int) -> int | None:
 _engines: WeakSet[SQLiteEngine] = WeakSet()
 _abandoned: list[sqlite3.Connection] = []
 _numbers = count()
-_forking: list[SQLiteEngine] = []
+_forking = threading.local()
+"""The engines that a fork of this thread has stopped."""
 
 
 def _before_fork() -> None:
-    _forking.extend(engine for engine in list(_engines) if engine._before_fork())
+    _forking.engines = [engine for engine in list(_engines) if engine._before_fork()]
 
 
 def _after_fork_in_parent() -> None:
-    while _forking:
-        _forking.pop()._mutex.release()
+    for engine in _forking.__dict__.pop("engines", ()):
+        engine._mutex.release()
 
 
 def _after_fork_in_child() -> None:
-    _forking.clear()
+    _forking.__dict__.clear()
     for engine in list(_engines):
         engine._after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 if TYPE_CHECKING:
     _complete: type[Engine] = SQLiteEngine
