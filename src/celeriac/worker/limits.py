@@ -42,7 +42,7 @@ def watch(process: Process, settler: Settler, now: float) -> None:
 
 def _holds_hostages(process: Process, task: Running, now: float) -> bool:
     is_long = now - task.started_at > HOSTAGE_SECONDS
-    return is_long and process.freed != task.started_at and process.page.unstarted() > 0 and not process.draining
+    return is_long and process.freed != task.started_at and process.page.hostages() > 0 and not process.draining
 
 
 def _enforce_hard_limit(process: Process, task: Running) -> None:
@@ -53,7 +53,10 @@ def _enforce_hard_limit(process: Process, task: Running) -> None:
 
 
 def free_hostages(process: Process, settler: Settler) -> None:
-    """Settles what the ring holds and gives the unstarted back, in one call; the process goes on with its long task alone."""
+    """Settles what the ring holds and gives the unstarted back, in one call; the process goes on with its long task alone.
+
+    So neither those behind a long task wait for it, nor the results of those before it.
+    """
     page = process.page
     generation = page.raise_generation()
     running = page.running()

@@ -172,10 +172,10 @@ class Page:
     def state(self) -> ProcessState:
         return ProcessState(_STATE.unpack_from(self._memory, _STATE_AT)[0])
 
-    def unstarted(self) -> int:
-        """How many of the batch are neither finished nor running."""
-        size, outcomes, _ = _BATCH.unpack_from(self._memory, _BATCH_AT)
-        return max(0, int(size) - int(outcomes) - 1)
+    def hostages(self) -> int:
+        """How many of the batch are held up by what runs: not begun, or finished and not settled."""
+        (size,) = _LENGTH.unpack_from(self._memory, _BATCH_AT)
+        return max(0, int(size) - 1 - self.taken())
 
     def done(self) -> int:
         return int(_DONE.unpack_from(self._memory, _DONE_AT)[0])

@@ -58,10 +58,15 @@ def test_a_harvest_takes_outcomes_out(page: Page):
     assert page.outcomes() == [settlement(5)]
 
 
-def test_unstarted_counts_what_neither_runs_nor_is_finished(page: Page):
+def test_hostages_are_all_of_the_batch_but_what_runs_and_what_is_settled(page: Page):
     page.begin_batch(4)
     page.finish(settlement(0))
-    assert page.unstarted() == 2
+    assert page.hostages() == 3
+    generation = page.raise_generation()
+    page.answer(generation, Harvest(taken=1, kept=1))
+    assert page.hostages() == 2
+    page.begin_batch(1)
+    assert page.hostages() == 0
 
 
 def test_a_full_ring_says_so_and_keeps_what_it_has(page: Page):
