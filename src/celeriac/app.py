@@ -113,13 +113,13 @@ def _task_from_function(app: Celeriac | None, fun: Callable[..., Any], options: 
     name: str | None = attributes.pop("name", None)
     attributes.pop("lazy", None)
     attributes.pop("shared", None)
-    if name is None:
+    if not name:
         own_name = getattr(fun, "__name__", None)
         if own_name is None:
             raise TypeError(f"{fun!r} has no name, which its task needs. Give one: name='proj.tasks.…'.")
         module = getattr(fun, "__module__", None) or "__main__"
         namer: Any = app or registry.current.app
-        name = namer.gen_task_name(own_name, module) if namer is not None else _task_name(own_name, module, None)
+        name = str(namer.gen_task_name(own_name, module)) if namer is not None else _task_name(own_name, module, None)
     if base is None:
         base = app.Task if app is not None else TaskBase
     return define(fun, name=name, app=app, base=base, bind=bind, options=attributes)
@@ -778,10 +778,10 @@ def _place(task: TaskBase[..., Any]) -> str:
 def _discover(discovery: tuple[Any, str]) -> None:
     packages, related_name = discovery
     if packages is None:
-        names = _installed_apps()
-    else:
-        names = list(packages() if callable(packages) else [packages] if isinstance(packages, str) else packages)
-    for package in names:
+        packages = _installed_apps()
+    elif callable(packages):
+        packages = packages()
+    for package in [packages] if isinstance(packages, str) else packages:
         _import_related(package, related_name)
 
 

@@ -10,6 +10,7 @@ from ..core import states
 from ..core.message import Message
 from .producer import Producer
 from .request import Request
+from .result import AsyncResult
 
 if TYPE_CHECKING:
     from .run import Outcome
@@ -62,10 +63,13 @@ def _follow_up(
     if not (signature.get("options") or {}).get("task_id"):
         extra["task_id"] = derived_id(request.id or "", f"{kind}.{index}")
     try:
-        return producer.from_signature(signature, prepend=prepend, parent=request, **extra)
+        message = producer.from_signature(signature, prepend=prepend, parent=request, **extra)
     except Exception:
         logger.exception("%s of task %s[%s] to %s cannot be sent.", kind, request.task, request.id, signature.get("task"))
         return None
+    if request.running is None or request.running.trail:
+        request.children.append(AsyncResult(message.id))
+    return message
 
 
 def derived_id(parent_id: str, place: str) -> str:

@@ -71,8 +71,6 @@ class Request:
     """Whether waiting for a result inside this run is allowed."""
     entered: bool
     """True when `Task.__call__` must take a further call for a direct one."""
-    acknowledged: bool
-    """True when the message was settled before the run (`acks_late=False`), so that its lease proves nothing any more."""
     retry_asked: BaseException | None
     """What `retry(throw=False)` returned."""
 
@@ -102,7 +100,6 @@ class Request:
         self.outer = None
         self.may_join = False
         self.entered = True
-        self.acknowledged = False
         self.retry_asked = None
 
     @classmethod

@@ -405,7 +405,8 @@ class Task(Generic[P, R]):
         app = self.app
         own = task_id == own_id
         delivery = request.delivery
-        lease = delivery.lease if own and delivery is not None and not request.acknowledged and app.results_with_broker else None
+        # Without acks_late the message was settled before the run, and its lease proves nothing any more.
+        lease = delivery.lease if own and delivery is not None and self.acks_late and app.results_with_broker else None
         if isinstance(meta, BaseException):
             result = encode_exception(meta)
         else:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from celeriac import Celeriac, Task
-from celeriac.core import states
 from celeriac.core.message import Message
 from celeriac.core.serialize import decode_body
 from celeriac.tasks.callbacks import failure_follow_ups
@@ -40,6 +39,13 @@ def test_callbacks_get_the_result_first(app: Celeriac, work: Task[..., Any]) -> 
     assert [decode_body(message)[0] for message in messages] == [(2, 9), (9,), (2,)]
     assert {(message.parent_id, message.root_id) for message in messages} == {("w", "r")}
     assert (messages[2].queue, messages[2].id) == ("q", "mine")
+
+
+def test_what_follows_are_children_of_the_task(app: Celeriac, work: Task[..., Any]) -> None:
+    message = app.producer.message(work.name, (5,), {}, task=work, options={"link": work.s()})
+    request = Request(message, *decode_body(message), hostname="w")
+    (follow_up,) = follow_ups(work, request, call(work, request), app.producer)
+    assert [child.id for child in request.children] == [follow_up.id]
 
 
 def test_the_ids_of_follow_ups_derive_from_the_parents(app: Celeriac, work: Task[..., Any]) -> None:
@@ -134,4 +140,3 @@ def test_a_supervisor_sends_all_errbacks(app: Celeriac, work: Task[..., Any]) ->
     request = Request(message, *decode_body(message), hostname="w")
     (sent,) = failure_follow_ups({}, request, ValueError(), None, app.producer)
     assert (sent.task, decode_body(sent)[0]) == (new.name, ("w",))
-    assert states.FAILURE
