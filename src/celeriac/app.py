@@ -364,16 +364,20 @@ class Celeriac:
                 if not self._configured and self.on_configure.receivers:
                     self.on_configure.send(sender=self)
                 if self._read is None:
-                    self._read = {} if self._source is None else read_settings(*self._found_source())
-                named = {check_name(name): value for name, value in self._read.items()}
-                self._read = named
-                self.settings_now = Settings.build({**named, **self._given}, from_environ(os.environ))
+                    self._read = self._read_source()
+                self.settings_now = Settings.build({**self._read, **self._given}, from_environ(os.environ))
             return self.settings_now
 
-    def _found_source(self) -> tuple[Any, str | None]:
-        assert self._source is not None
+    def _read_source(self) -> dict[str, Any]:
+        """What `config_from_object` named, read."""
+        if self._source is None:
+            return {}
         obj, namespace = self._source
-        return (_imported(obj) if isinstance(obj, str) else obj), namespace
+        source = _imported(obj) if isinstance(obj, str) else obj
+        named = {check_name(name): value for name, value in read_settings(source, namespace).items()}
+        if type(source).__module__ == "django.conf" and named.get("timezone") is None:
+            named["timezone"] = source.TIME_ZONE
+        return named
 
     def _configure(self) -> None:
         """Once, when the app is first finalized or used: tells those who wait for the settings (`on_after_configure`)."""

@@ -127,6 +127,13 @@ def test_settings_from_a_module_an_attribute_and_an_object(package: Any) -> None
         assert app.conf.broker_url == f"memory://{url}"
 
 
+def test_the_time_zone_of_django_counts_when_none_is_named() -> None:
+    django_like = type("LazySettings", (), {"__module__": "django.conf", "TIME_ZONE": "Asia/Kathmandu", "CELERY_BROKER_URL": "memory://"})
+    app = Celeriac("x")
+    app.config_from_object(django_like(), namespace="CELERY")
+    assert app.conf.timezone == "Asia/Kathmandu"
+
+
 def test_a_typo_in_a_settings_module(package: Any) -> None:
     package(conf_typo="CELERY_TASK_TIME_LIMT = 5\n")
     app = Celeriac("x")

@@ -311,10 +311,11 @@ class Producer:
         """
         if events.before_task_publish.receivers:
             messages = [_announce(message, retry_policy) for message in messages]
+        started = time.monotonic()
         try:
             self.broker.publish(messages, timeout_seconds=self._publish_timeout_seconds)
         except (EngineUnavailable, OSError) as problem:
-            self._publish_again(messages, problem, retry, retry_policy)
+            self._publish_again(messages, problem, started, retry, retry_policy)
         if events.after_task_publish.receivers:
             for message in messages:
                 events.after_task_publish.send(
@@ -326,19 +327,23 @@ class Producer:
                 )
 
     def _publish_again(
-        self, messages: Sequence[Message], problem: Exception, retry: bool | None, given_policy: Mapping[str, Any] | None
+        self,
+        messages: Sequence[Message],
+        problem: Exception,
+        started: float,
+        retry: bool | None,
+        given_policy: Mapping[str, Any] | None,
     ) -> None:
-        """What is left of the time goes into further tries. (The first try has had the whole of it to itself, if it took that long.)"""
+        """Further tries, in what is left of the time since `started`."""
         policy = {**_PUBLISH_POLICY, **(self.settings.task_publish_retry_policy or {}), **(given_policy or {})}
         if retry is None:
             retry = self.settings.task_publish_retry
-        started = time.monotonic()
         attempts = policy["max_retries"]
         pause = float(policy["interval_start"] or 0)
         tries = 0
         while retry and not isinstance(problem, EngineCorrupt) and (attempts is None or tries < attempts):
             left = self._publish_timeout_seconds - (time.monotonic() - started) - pause
-            if left <= 0 or _took_long(problem):
+            if left <= 0:
                 break
             time.sleep(pause)
             tries += 1
@@ -374,10 +379,6 @@ _SERIALIZERS = {
 
 def _nothing_known(name: str) -> None:
     return None
-
-
-def _took_long(problem: Exception) -> bool:
-    return isinstance(problem, TimeoutError)
 
 
 # -- options -------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from .registry import find_current_app
 from .request import current_request
 
 if TYPE_CHECKING:
+    import asyncio
+
     from .task import App
 
 R = TypeVar("R")
@@ -258,27 +260,31 @@ class AsyncResult(Generic[R]):
             subscription.changed(0.0)
             return self._fetch()
 
-        subscription, record = await asyncio.to_thread(begin)
-        told = asyncio.Event()
-        descriptor = subscription.fileno()
+        opening = asyncio.ensure_future(asyncio.to_thread(begin))
         try:
-            loop.add_reader(descriptor, told.set)
-            try:
-                while record is None or record.status not in states.READY_STATES:
-                    left = None if deadline is None else deadline - loop.time()
-                    if left is not None and left <= 0:
-                        raise self._too_late(timeout, record)
-                    try:
-                        async with asyncio.timeout(left):
-                            await told.wait()
-                    except builtins.TimeoutError:
-                        pass
-                    # Between look() and the next wait the descriptor is read out, so that the loop does not spin.
-                    record = await asyncio.to_thread(look)
-                    told.clear()
-                return record
-            finally:
-                loop.remove_reader(descriptor)
+            subscription, record = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
+        descriptor = subscription.fileno()
+        told = asyncio.Event()
+        try:
+            while record is None or record.status not in states.READY_STATES:
+                left = None if deadline is None else deadline - loop.time()
+                if left is not None and left <= 0:
+                    raise self._too_late(timeout, record)
+                # Only while nobody reads the descriptor out: a readable one would keep the loop spinning.
+                loop.add_reader(descriptor, told.set)
+                try:
+                    async with asyncio.timeout(left):
+                        await told.wait()
+                except builtins.TimeoutError:
+                    pass
+                finally:
+                    loop.remove_reader(descriptor)
+                told.clear()
+                record = await asyncio.to_thread(look)
+            return record
         finally:
             await asyncio.shield(asyncio.to_thread(subscription.close))
 
@@ -489,6 +495,12 @@ class EagerResult(AsyncResult[R]):
 
     def __repr__(self) -> str:
         return f"<EagerResult: {self.id}>"
+
+
+def _close_opened(opening: asyncio.Future[tuple[Subscription, Record | None]]) -> None:
+    """Whoever asked has been cancelled while the subscription was being opened."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[0].close()
 
 
 def _decode(record: Record) -> Any:

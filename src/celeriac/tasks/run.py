@@ -68,7 +68,10 @@ class ExceptionInfo:
         self.type = type(error)
         self.exception = error
         self.tb: TracebackType | None = tb
-        self.traceback = "".join(traceback.format_exception(type(error), error, tb))
+        try:
+            self.traceback = "".join(traceback.format_exception(type(error), error, tb))
+        except Exception as problem:  # an exception whose own methods raise
+            self.traceback = f"{type(error).__qualname__}, of which no traceback can be made: {problem!r}\n"
         self.internal = False
 
     def __str__(self) -> str:

@@ -183,7 +183,7 @@ class Task(Generic[P, R]):
         if "abstract" not in cls.__dict__:
             cls.abstract = False
         cls._has_own_call = cls.__call__ is not Task.__call__
-        _tidy_attributes(cls, cls.__dict__, lambda name: delattr(cls, name), lambda name, value: setattr(cls, name, value))
+        _tidy_attributes(cls.__dict__, lambda name: delattr(cls, name), lambda name, value: setattr(cls, name, value))
         run = cls.__dict__.get("run")
         if run is not None:
             cls.is_async = _is_coroutine_function(run)
@@ -551,11 +551,17 @@ class Task(Generic[P, R]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An attribute that is changed after the first call still counts for the next one.
-        self.__dict__["_defaults"] = None
+        attributes = self.__dict__
+        attributes["_defaults"] = None
         if name == "run":
-            self.__dict__["run"] = value
+            attributes["run"] = value
         else:
             object.__setattr__(self, name, value)
+            _tidy_attributes({name: value}, attributes.pop, attributes.__setitem__)
+
+    def __delattr__(self, name: str) -> None:
+        self.__dict__["_defaults"] = None
+        object.__delattr__(self, name)
 
     # -- identity ----------------------------------------------------------------------------------------------------------------
 
@@ -610,11 +616,11 @@ def define(
             attributes[special] = getattr(function, special)
     for key, value in options.items():
         attributes[key] = MethodType(value, task) if key in _HOOKS and isinstance(value, FunctionType) else value
-    _tidy_attributes(base, dict(attributes), attributes.pop, attributes.__setitem__)
+    _tidy_attributes(dict(attributes), attributes.pop, attributes.__setitem__)
     return task
 
 
-def _tidy_attributes(cls: type, attributes: Mapping[str, Any], remove: Callable[[str], Any], put: Callable[[str, Any], Any]) -> None:
+def _tidy_attributes(attributes: Mapping[str, Any], remove: Callable[[str], Any], put: Callable[[str, Any], Any]) -> None:
     """None where the settings may answer means: let them. One exception, or a list of them, where a tuple belongs, is as good."""
     for name, value in list(attributes.items()):
         if value is None and isinstance(_raw_class_value(Task, name), _FromSettings):

@@ -62,6 +62,25 @@ def test_p8_an_engine_away_is_enqueue_error_within_a_second_that_says_what_to_do
 
 
 @pytest.mark.promise(8)
+def test_p8_an_engine_that_does_not_answer_gets_all_tries_in_one_timeout(app: Celeriac) -> None:
+    class Silent(Unreliable):
+        def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
+            time.sleep(timeout_seconds or 0)
+            super().publish(messages, timeout_seconds=timeout_seconds)
+
+    app.conf.broker_publish_timeout = 0.2
+
+    @app.task
+    def f() -> None: ...
+
+    producer_for(app, Silent(refusals=1000))
+    started = time.monotonic()
+    with pytest.raises(EnqueueError):
+        f.delay()
+    assert time.monotonic() - started < 0.4
+
+
+@pytest.mark.promise(8)
 def test_p8_delay_opens_no_result_backend(app: Celeriac) -> None:
     app.conf.result_backend = "sqlite:////nonexistent/dir/results.db"
 

@@ -147,6 +147,37 @@ def test_aget(app: Celeriac, later: list[threading.Timer]) -> None:
     asyncio.run(main())
 
 
+def test_aget_that_is_cancelled_at_once_leaves_no_subscription(app: Celeriac, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    closed: list[Any] = []
+    subscribe = app.backend.subscribe
+    go_on = threading.Event()
+
+    def slowly(ids: Any) -> Any:
+        go_on.wait(10)
+        subscription = subscribe(ids)
+        close = subscription.close
+        monkeypatch.setattr(subscription, "close", lambda: (closed.append(subscription), close()))
+        opened.append(subscription)
+        return subscription
+
+    monkeypatch.setattr(app.backend, "subscribe", slowly)
+
+    async def main() -> None:
+        waiting = asyncio.create_task(app.AsyncResult("x").aget())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        go_on.set()
+        async with asyncio.timeout(10):
+            while not closed:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+    assert opened == closed
+
+
 def test_an_ignored_result_is_none_at_once(app: Celeriac) -> None:
     @app.task(ignore_result=True)
     def f() -> None: ...

@@ -286,6 +286,19 @@ def test_an_attribute_that_is_changed_later_counts(app: Celeriac) -> None:
     assert len(sent(app, "later")) == 1
 
 
+def test_an_attribute_that_is_set_later_is_as_good_as_one_in_the_decorator(app: Celeriac) -> None:
+    @app.task(acks_late=False)
+    def f() -> None: ...
+
+    f.throws = KeyError  # type: ignore[assignment]
+    f.autoretry_for = [OSError]  # type: ignore[assignment]
+    f.acks_late = None  # type: ignore[assignment]
+    f.queue = "q"
+    del f.queue
+    f.delay()
+    assert (f.throws, f.autoretry_for, f.acks_late, f.queue, len(sent(app))) == ((KeyError,), (OSError,), True, None, 1)
+
+
 def test_settings_answer_for_what_the_task_leaves_open(app: Celeriac) -> None:
     app.conf.task_acks_late = False
 
