@@ -30,7 +30,7 @@ def test_p2_what_a_dead_child_was_running_is_ready_again_within_a_second(project
     assert statistics.median(waited) < 1.0, waited
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "gevent"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "gevent", "eventlet"])
 def test_p2_nothing_starts_once_the_supervisor_is_dead(project: Project, pool: str) -> None:
     worker = project.worker("-c", "2", "-P", pool)
     for number in range(500):
