@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ class Trouble(Exception):
 
 
 def run(output: Path) -> int:
+    if find_spec("PIL") is None:
+        raise Trouble("The thumbnails need Pillow: pip install pillow (`make demo` does so by itself).")
     os.environ["CELERY_BROKER_URL"] = f"sqlite:///{output / 'queue.db'}"
     os.environ["CELERY_RESULT_BACKEND"] = os.environ["CELERY_BROKER_URL"]
     from .tasks import app
