@@ -2,7 +2,8 @@
 
     register → start processes → (letters · deaths · limits · heartbeat · upkeep, fifty times a second) → stop → sign off
 
-It is single-threaded so that it may fork at any time, and runs no task, hook or callback, so that nothing a task does can keep it from its heartbeat.
+It is single-threaded so that it may fork at any time, and runs no task, hook or callback (only receivers of the signals of a worker's start and end), so that
+nothing a task does can keep it from its heartbeat.
 """
 
 from __future__ import annotations
