@@ -25,7 +25,7 @@ from .contracts.results import ResultBackend
 from .core import events
 from .core.errors import AlreadyRegistered, ImproperlyConfigured
 from .core.routing import Router
-from .core.settings import SETTINGS, Settings, check_name, from_environ, read_settings
+from .core.settings import SETTINGS, Settings, check_name, check_values, from_environ, read_settings
 from .tasks import registry
 from .tasks.producer import Producer, safe_url
 from .tasks.registry import Proxy, TaskRegistry, find_current_app, find_current_task
@@ -336,7 +336,7 @@ class Celeriac:
             for name in known:
                 if name not in _TEST_SWITCHES:
                     self._refuse_if_in_use(f"app.conf.{name}")
-            Settings.build(known)
+            check_values(known)
             self._given.update(known)
             self._forget_settings()
 

@@ -83,6 +83,18 @@ def test_a_wrong_setting_is_refused_where_it_is_set() -> None:
     assert app.conf.task_time_limit is None
 
 
+def test_settings_that_belong_together_may_be_set_one_by_one_in_any_order() -> None:
+    app = Celeriac("x")
+    app.conf.task_serializer = "pickle"
+    app.conf.worker_lease_duration = 3
+    app.conf.accept_content = ["json", "pickle"]
+    app.conf.worker_heartbeat_interval = 0.5
+    assert (app.conf.task_serializer, app.conf.worker_lease_duration) == ("pickle", 3.0)
+    app.conf.accept_content = ["json"]
+    with pytest.raises(ImproperlyConfigured, match="task_serializer 'pickle' is not in accept_content"):
+        _ = app.conf.task_serializer
+
+
 def test_what_goes_before_what(monkeypatch: pytest.MonkeyPatch) -> None:
     app = Celeriac("x", backend="disabled")
     app.config_from_object({"broker_url": "memory://config", "result_backend": "memory://config", "task_default_queue": "config"})
