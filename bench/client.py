@@ -91,12 +91,19 @@ def latency(count: str) -> Answer:
         start_ms.append((started - called) / 1e6)
         result_ms.append((in_hand - called) / 1e6)
         call_us.append((sent - called) / 1e3)
-    at_once_ms = []
+    at_once_start_ms, at_once_ms = [], []
     for _ in range(int(count)):
         called = time.monotonic_ns()
-        workload.stamp.delay().get(timeout=PATIENCE_SECONDS)
+        started = workload.stamp.delay().get(timeout=PATIENCE_SECONDS)
+        at_once_start_ms.append((started - called) / 1e6)
         at_once_ms.append((time.monotonic_ns() - called) / 1e6)
-    return {"start_ms": start_ms, "result_ms": result_ms, "call_us": call_us, "at_once_ms": at_once_ms}
+    return {
+        "start_ms": start_ms,
+        "result_ms": result_ms,
+        "call_us": call_us,
+        "at_once_start_ms": at_once_start_ms,
+        "at_once_ms": at_once_ms,
+    }
 
 
 def fairness_idle() -> Answer:

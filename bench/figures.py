@@ -129,6 +129,7 @@ def latency(site: Site, sizes: Sizes) -> Numbers:
         "start_p99_ms": _percentile(answer["start_ms"], 99),
         "result_p50_ms": statistics.median(answer["result_ms"]),
         "result_p99_ms": _percentile(answer["result_ms"], 99),
+        "at_once_start_p50_ms": statistics.median(answer["at_once_start_ms"]),
         "at_once_p50_ms": statistics.median(answer["at_once_ms"]),
         "call_p50_us": statistics.median(answer["call_us"]),
     }
