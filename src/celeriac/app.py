@@ -113,6 +113,8 @@ def _task_from_function(app: Celeriac | None, fun: Callable[..., Any], options: 
     name: str | None = attributes.pop("name", None)
     attributes.pop("lazy", None)
     attributes.pop("shared", None)
+    if app is not None and not app.strict_typing:
+        attributes.setdefault("typing", False)
     if not name:
         own_name = getattr(fun, "__name__", None)
         if own_name is None:
@@ -237,11 +239,16 @@ class Celeriac:
         task_cls: type[TaskBase[..., Any]] | str | None = None,
         set_as_current: bool = True,
         autofinalize: bool = True,
+        strict_typing: bool = True,
         changes: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        """`main` names tasks that are defined in the script that runs. Any setting may be given as a keyword."""
+        """`main` names tasks that are defined in the script that runs. Any setting may be given as a keyword.
+
+        `strict_typing=False`: calls are not checked against the signature of the task, unless a task says `typing=True`.
+        """
         self.main = main
+        self.strict_typing = strict_typing
         self.settings_now: Settings | None = None
         self.finalized = False
         self.autofinalize = autofinalize
@@ -594,7 +601,7 @@ class Celeriac:
                 url = settings.result_backend
                 if url is not None and url.partition("://")[0] == "disabled":
                     self._backend = DisabledBackend()
-                elif url is None or url == settings.broker_url:
+                elif url is None or url == settings.broker_url or url.partition("://")[0] == "rpc":
                     broker = self.broker
                     if not broker.capabilities.atomic_results:
                         raise ImproperlyConfigured(
@@ -708,9 +715,28 @@ class Celeriac:
 
         return datetime.now(self.timezone)
 
-    def start(self, argv: Sequence[str] | None = None) -> None:
-        """Runs the command line, `celeriac -A this-app …`."""
-        raise NotImplementedError("Run the command `celeriac -A proj …` instead.")
+    def start(self, argv: Sequence[str] | None = None) -> int:
+        """Runs the command line for this app: `app.start(["worker", "-l", "info"])`, or what the program was called with. Returns 0; exits with any other code."""
+        words = list(sys.argv[1:] if argv is None else argv)
+        if argv is not None and words[:1] in (["celery"], ["celeriac"]):
+            del words[0]
+        # By its name: the command line is above the app, and a program that only calls tasks never loads it.
+        main: Callable[..., Any] = import_module(".cli.main", __package__).main
+        try:
+            main(words, app=self)
+        except SystemExit as end:
+            if end.code not in (0, None):
+                raise
+        return 0
+
+    def worker_main(self, argv: Sequence[str] | None = None) -> int:
+        """Runs a worker of this app: `app.worker_main(["worker", "-l", "info"])`."""
+        words = list(sys.argv[1:] if argv is None else argv)
+        if "worker" not in words:
+            raise ValueError(
+                f"worker_main({words!r}): the command 'worker' must be among the arguments. For other commands, there is app.start()."
+            )
+        return self.start(words)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._build_settings()

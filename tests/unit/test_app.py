@@ -353,6 +353,29 @@ def test_results_live_with_the_broker_unless_told_otherwise(tmp_path: Path) -> N
         each.close()
 
 
+def test_results_over_rpc_are_results_in_the_brokers_engine() -> None:
+    app = Celeriac("x", broker="memory://", backend="rpc://")
+    assert app.results_with_broker
+    app.close()
+
+
+def test_strict_typing_is_for_all_tasks_of_an_app() -> None:
+    app = Celeriac("x", broker="memory://", strict_typing=False)
+
+    @app.task
+    def lax(x: int) -> int:
+        return x
+
+    @app.task(typing=True)
+    def strict(x: int) -> int:
+        return x
+
+    lax.apply_async((1, 2))
+    with pytest.raises(TypeError):
+        strict.apply_async((1, 2))
+    app.close()
+
+
 def test_an_unknown_engine_lists_the_known_ones() -> None:
     with pytest.raises(ImproperlyConfigured, match="memory://"):
         _ = Celeriac("x", broker="carrier-pigeon://loft").broker

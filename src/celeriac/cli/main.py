@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .command import Group, global_options
 from .session import Session
+
+if TYPE_CHECKING:
+    from ..app import Celeriac
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "worker": (".worker", "Start a worker."),
@@ -113,6 +116,6 @@ def cli(ctx: click.Context) -> None:
     ctx.ensure_object(Session)
 
 
-def main(argv: list[str] | None = None) -> Any:
-    """Runs the command line and ends the process with its exit code."""
-    return cli.main(args=argv, prog_name="celeriac")
+def main(argv: list[str] | None = None, app: Celeriac | None = None) -> Any:
+    """Runs the command line and ends the process with its exit code. With `app`, no `-A` is needed."""
+    return cli.main(args=argv, prog_name="celeriac", obj=Session(app))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Session:
     """One call of the command line. Options may stand before the command or after it; the app is looked for when it is first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: Celeriac | None = None) -> None:
         self.app_path: str | None = None
         self.broker_url: str | None = None
         self.result_backend: str | None = None
@@ -30,7 +30,7 @@ class Session:
         self.no_color = bool(os.environ.get("NO_COLOR"))
         self.quiet = False
         self.json = False
-        self._app: Celeriac | None = None
+        self._app = app
 
     # -- the app -----------------------------------------------------------------------------------------------
 

@@ -283,7 +283,7 @@ class Settings:
     result_backend: str | None = _setting(
         _TEXT,
         None,
-        "Where results are kept: a URL; None: the broker's own engine; 'disabled': nowhere. Celery: None is nowhere.",
+        "Where results are kept: a URL; None or 'rpc://': the broker's own engine; 'disabled': nowhere. Celery: None is nowhere.",
         old="CELERY_RESULT_BACKEND",
         env="CELERY_RESULT_BACKEND",
     )
