@@ -886,7 +886,12 @@ class SQLiteEngine:
 
     def _prepare(self, db: sqlite3.Connection, deadline: float) -> None:
         """Makes sure that the file is ours and of this version. Waits for nobody when there is nothing to change."""
-        if self._schema_version(db) < len(MIGRATIONS):
+        db.execute("BEGIN")  # all of it as of one moment: somebody else may just be migrating
+        try:
+            version = self._schema_version(db)
+        finally:
+            db.execute("ROLLBACK")
+        if version < len(MIGRATIONS):
             self._lock(deadline, self._timeout_seconds)
             try:
                 self._migrate(db)

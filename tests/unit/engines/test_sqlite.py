@@ -227,6 +227,28 @@ class TestFiles:
         os.close(gate_read)
         assert open_().depth()["celery"].ready == 8
 
+    def test_who_looks_while_the_file_is_made_sees_all_or_nothing_of_it(self, path: Path) -> None:
+        """Between "no version yet" and "there are tables" somebody else may have made them: that is no stranger's database."""
+        started = threading.Barrier(4)
+        failures: list[Exception] = []
+
+        def open_one(number: int) -> None:
+            engine = SQLiteEngine(f"sqlite:///{path}{number}")
+            started.wait(DEADLINE_SECONDS)
+            try:
+                engine.queues()
+            except Exception as error:
+                failures.append(error)
+            engine.close()
+
+        for number in range(40):
+            threads = [threading.Thread(target=open_one, args=(number,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(DEADLINE_SECONDS)
+        assert not failures
+
     def test_the_write_ahead_log_does_not_grow_without_bound(self, path: Path, engine: SQLiteEngine) -> None:
         for number in range(60):
             engine.publish([message(f"{number}-{other}", argsrepr="x" * 5000) for other in range(100)])
