@@ -66,6 +66,8 @@ POLL_SECONDS = 0.02
 """The same, where there are no named pipes."""
 PROMOTE_LIMIT = 1000
 """How many messages that came due one `reserve` promotes, so that a million of them stop nobody."""
+COUNTED_EACH = 8
+"""For more messages of a queue than this, the places of the whole queue are numbered instead of counting for each."""
 LEASE_ROWS = 64
 """How many rows one statement leases; SQLite has a limit, and each number of rows is a statement of its own."""
 PURGE_LIMIT = 5000
@@ -223,6 +225,10 @@ AHEAD = (
     "SELECT (SELECT count(*) FROM messages WHERE state = 0 AND queue = :queue AND priority > :priority)"
     " + (SELECT count(*) FROM messages WHERE state = 0 AND queue = :queue AND priority = :priority AND (at, n) < (:at, :n))"
     " + (SELECT count(*) FROM messages WHERE state = 1 AND queue = :queue AND due <= :now AND (-priority, at, n) < (-:priority, :at, :n))"
+)
+PLACES = (
+    "SELECT id, row_number() OVER (ORDER BY priority DESC, at, n) - 1 FROM messages"
+    " WHERE queue = ?1 AND (state = 0 OR state = 1 AND due <= ?2)"
 )
 # Steps from name to name through the index instead of reading all its rows.
 QUEUES = """
@@ -470,15 +476,16 @@ class SQLiteEngine:
     def find(self, ids: Sequence[str]) -> dict[str, Waiting]:
         now = self._clock.time()
         found: dict[str, Waiting] = {}
-        for id in ids:
+        ready: dict[str, list[Any]] = {}
+        for id in dict.fromkeys(ids):
             rows = self._query(f"SELECT {WAITING} WHERE id = ?", (id,)) or self._query(f"SELECT {DEAD} WHERE id = ?", (id,))
             for row in rows:
-                waiting = _waiting(row, now)
-                if waiting.state == "ready":
-                    place = {"queue": row[1], "at": row[4], "priority": row[5], "n": row[6], "now": now}
-                    ((ahead,),) = self._query(AHEAD, place)
-                    waiting = msgspec.structs.replace(waiting, ahead=ahead)
-                found[id] = waiting
+                found[id] = _waiting(row, now)
+                if found[id].state == "ready":
+                    ready.setdefault(row[1], []).append(row)
+        for queue, rows in ready.items():
+            for id, ahead in self._places(queue, rows, now):
+                found[id] = msgspec.structs.replace(found[id], ahead=ahead)
         return found
 
     def revoked(self) -> list[str]:
@@ -729,6 +736,15 @@ class SQLiteEngine:
                 if due is not None:
                     nearest = min(nearest, max(0.0, due - now))
         return nearest
+
+    def _places(self, queue: str, rows: Sequence[Any], now: float) -> list[tuple[str, int]]:
+        """How many come before each of these ready messages."""
+        if len(rows) > COUNTED_EACH:
+            wanted = {row[0] for row in rows}
+            return [(id, place) for id, place in self._query(PLACES, (queue, now)) if id in wanted]
+        given = [{"queue": queue, "priority": row[5], "at": row[4], "n": row[6], "now": now} for row in rows]
+        counts = self._query_each(AHEAD, given)
+        return [(row[0], count) for row, ((count,),) in zip(rows, counts, strict=True)]
 
     def _announce(self, effects: _Effects) -> None:
         """After the commit: tells those who wait."""

@@ -597,7 +597,7 @@ HOT = {
     "READY_ROWS": ("q", 5),
     "ROW": (1,),
     "ANY_READY": ("q",),
-    "LEASE": ("n", 1, 1, 1),
+    "LEASE": ("n", 1, 1, 1, 2),
     "HELD": ("n",),
     "OUTLOOK": ("q",),
     "REMOVE": (1, "a", "n", 1, 1),
@@ -611,7 +611,7 @@ HOT = {
 
 @pytest.mark.parametrize("name", HOT)
 def test_no_hot_statement_reads_or_sorts_a_whole_table(engine: SQLiteEngine, name: str) -> None:
-    plan = [row[3] for row in engine._query(f"EXPLAIN QUERY PLAN {getattr(sqlite, name)}", HOT[name])]
+    plan = [row[3] for row in engine._query(f"EXPLAIN QUERY PLAN {getattr(sqlite, name).format('?, ?')}", HOT[name])]
     # Oldest first by row number, up to a LIMIT, is a scan by name only. What one node holds is little, and may be sorted.
     wrong = [step for step in plan if "SCAN" in step and step not in ("SCAN results", "SCAN CONSTANT ROW")]
     wrong += [step for step in plan if "TEMP B-TREE" in step and name != "HELD"]
@@ -623,3 +623,17 @@ def test_peeking_does_not_sort_the_queue(engine: SQLiteEngine, state: str) -> No
     given = {"queue": "q", "now": 0.0, "limit": 5, "offset": 0, "stop": 5}
     plan = [row[3] for row in engine._query(f"EXPLAIN QUERY PLAN {sqlite.PEEK[state]}", given)]
     assert any(f"USING INDEX messages_{state}" in step for step in plan), plan
+
+
+def test_the_places_of_many_are_the_places_of_each(engine: SQLiteEngine) -> None:
+    names = [f"m{number}" for number in range(40)]
+    engine.publish([message(name, priority=number % 3) for number, name in enumerate(names)])
+    engine.publish(
+        [message("due", delay_seconds=0.001, priority=1), message("elsewhere", queue="other"), message("later", delay_seconds=60)]
+    )
+    until(lambda: engine.find(["due"])["due"].state == "ready")
+    together = {id: waiting.ahead for id, waiting in engine.find([*names, "due", "elsewhere", "later"]).items()}
+    assert together == {id: engine.find([id])[id].ahead for id in together}
+    assert together["elsewhere"] == 0
+    assert together["later"] is None
+    assert sorted(place for id, place in together.items() if place is not None and id != "elsewhere") == list(range(41))
