@@ -5,6 +5,7 @@ from __future__ import annotations
 from .app import Celeriac, current_app, current_task, shared_task
 from .canvas.signature import Signature, maybe_signature, signature, subtask
 from .core import states
+from .core.ids import new_id as uuid
 from .tasks.result import AsyncResult, EagerResult
 from .tasks.task import Task
 
@@ -27,4 +28,5 @@ __all__ = [
     "signature",
     "states",
     "subtask",
+    "uuid",
 ]

@@ -25,6 +25,7 @@ PUBLIC = {
     "signature": "function",
     "states": "module",
     "subtask": "function",
+    "uuid": "function",
 }
 
 

@@ -114,6 +114,7 @@ class Router:
 
         Raises: QueueNotFound: the queue is not in `task_queues`, and missing ones are not to be made.
                 ValueError: a priority that is not 0 to 9.
+                TypeError: a queue that is no name.
         """
         plain = not options or _ROUTING_OPTIONS.isdisjoint(options)
         if plain:
@@ -145,7 +146,9 @@ class Router:
         exchange = exchange if isinstance(exchange, str) else getattr(exchange, "name", None)
         name = wanted.get("queue")
         if name is not None and not isinstance(name, str):
-            name = name.name  # a Queue
+            given, name = name, getattr(name, "name", None)  # a Queue
+            if not isinstance(name, str):
+                raise TypeError(f"{task_name}: queue={given!r}: give the name of a queue.")
         if not name and (exchange or routing_key):
             name = self._bound_to(exchange, routing_key)
         if not name:

@@ -59,6 +59,8 @@ class Request:
     properties: dict[str, Any]
     lang: str
     utc: bool
+    logfile: str | None
+    loglevel: int | None
 
     message: Message
     embed: dict[str, Any]
@@ -196,6 +198,8 @@ _FROM_MESSAGE: dict[str, Callable[[Request], Any]] = {
     "delivery_info": _delivery_info,
     "properties": _properties,
     "utc": lambda r: True,
+    "logfile": lambda r: None,
+    "loglevel": lambda r: None,
 }
 
 _current: ContextVar[Request | None] = ContextVar("celeriac_request", default=None)

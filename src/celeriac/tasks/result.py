@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ..contracts.results import ResultBackend, Subscription
-from ..core import states
-from ..core.errors import ImproperlyConfigured, TimeoutError
+from ..core import errors, states
+from ..core.errors import ImproperlyConfigured
 from ..core.message import Lease, Record
 from ..core.serialize import decode_exception, decode_value
 from .registry import find_current_app
@@ -65,6 +65,9 @@ def assert_will_not_block() -> None:
 
 class AsyncResult(Generic[R]):
     """The result of one call, by its id. Asks the result backend only when it is asked itself, and never again once the task has ended."""
+
+    TimeoutError: ClassVar[type[errors.TimeoutError]] = errors.TimeoutError
+    """`except result.TimeoutError`, as in Celery."""
 
     def __init__(
         self,
@@ -288,9 +291,11 @@ class AsyncResult(Generic[R]):
         finally:
             await asyncio.shield(asyncio.to_thread(subscription.close))
 
-    def _too_late(self, timeout: float | None, record: Record | None) -> TimeoutError:
+    def _too_late(self, timeout: float | None, record: Record | None) -> errors.TimeoutError:
         state = states.PENDING if record is None else record.status
-        return TimeoutError(f"The operation timed out: task {self.id} is {state} after {timeout:g} s. Does a worker consume its queue?")
+        return errors.TimeoutError(
+            f"The operation timed out: task {self.id} is {state} after {timeout:g} s. Does a worker consume its queue?"
+        )
 
     def _outcome(self, record: Record, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
         value = self._decoded(record)

@@ -220,7 +220,10 @@ def _automatic_retry(task: Task[..., Any], request: Request, error: BaseExceptio
 
 
 def _tell(task: Task[..., Any], request: Request, outcome: Outcome, info: ExceptionInfo | None) -> None:
-    """Hooks and signals. One that raises is logged, and changes nothing."""
+    """Hooks and signals. One that raises is logged, and changes nothing.
+
+    As in Celery, `after_return` comes when the task has ended: not between two tries, and not when it has taken itself back by Ignore or Reject.
+    """
     state = outcome.state
     task_id, args, kwargs = request.id, request.args, request.kwargs
     value: Any = outcome.value
@@ -242,10 +245,11 @@ def _tell(task: Task[..., Any], request: Request, outcome: Outcome, info: Except
                 events.task_retry.send(sender=task, request=request, reason=value, einfo=info)
     except Exception:
         _hook_raised(task, request)
-    try:
-        task.after_return(state, value, task_id, args, kwargs, info)
-    except Exception:
-        _hook_raised(task, request)
+    if state in states.READY_STATES:
+        try:
+            task.after_return(state, value, task_id, args, kwargs, info)
+        except Exception:
+            _hook_raised(task, request)
     if events.task_postrun.receivers:
         events.task_postrun.send(sender=task, task_id=task_id, task=task, args=args, kwargs=kwargs, retval=value, state=state)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, T
 from msgspec import Raw
 
 from ..contracts.results import ResultBackend
-from ..core import states
+from ..core import errors, states
 from ..core.errors import ImproperlyConfigured, MaxRetriesExceededError, Retry
 from ..core.message import Message, Record
 from ..core.serialize import encode_exception, encode_value
@@ -126,6 +126,10 @@ class Task(Generic[P, R]):
     """
 
     abstract: ClassVar[bool] = True
+    MaxRetriesExceededError: ClassVar[type[errors.MaxRetriesExceededError]] = errors.MaxRetriesExceededError
+    """`except self.MaxRetriesExceededError`, as in Celery."""
+    OperationalError: ClassVar[type[errors.OperationalError]] = errors.OperationalError
+    """`except add.OperationalError`, around a call: the engine cannot be reached."""
     name: str = ""
     """`module.function`, unless it is given."""
     typing: bool = True
@@ -177,6 +181,8 @@ class Task(Generic[P, R]):
     _defaults: Defaults | None = None
     _checker: Any = None
     _has_own_call: bool = False
+    _result_class: ClassVar[type[Result[Any]]] = Result
+    """What a call returns."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -257,7 +263,7 @@ class Task(Generic[P, R]):
             parent = parent.outer
         producer = app.producer_now or app.producer
         message = producer.message(self.name, args, kwargs, task=self, options=options, parent=parent)
-        result: Result[R] = Result(message.id, app=app, ignored=message.ignore_result)
+        result: Result[R] = self._result_class(message.id, app=app, ignored=message.ignore_result)
         if parent is not None and options.get("add_to_parent", True) and (parent.running is None or parent.running.trail):
             parent.children.append(result)
         return app, message, result
@@ -495,7 +501,7 @@ class Task(Generic[P, R]):
 
     def AsyncResult(self, task_id: str, **options: Any) -> Result[R]:
         """The result of an earlier call of this task."""
-        return Result(task_id, app=self.app, **options)
+        return self._result_class(task_id, app=self.app, **options)
 
     @property
     def app(self) -> App:

@@ -378,8 +378,13 @@ def test_hooks_and_signals_come_in_celerys_order(app: Celeriac, log: list[Any], 
     assert log[3:] == [("task_failure", error), ("on_failure", error, True), ("after_return", "FAILURE"), ("task_postrun", "FAILURE")]
     log.clear()
     run(app, f, "retry", task_id="i")
-    assert [entry[0] for entry in log[3:]] == ["on_retry", "task_retry", "after_return", "task_postrun"]
+    assert [entry[0] for entry in log[3:]] == ["on_retry", "task_retry", "task_postrun"]
     assert log[3] == ("on_retry", error)
+    for withdrawn in (Ignore(), Reject("no")):
+        log.clear()
+        error = withdrawn  # type: ignore[assignment]
+        run(app, f, "fail", task_id="i")
+        assert [entry[0] for entry in log[3:]] == ["task_postrun"]
 
 
 def test_a_raising_hook_is_logged_and_changes_nothing(app: Celeriac, caplog: pytest.LogCaptureFixture) -> None:

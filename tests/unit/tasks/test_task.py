@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from celeriac import Celeriac, Task
-from celeriac.core.errors import EncodeError, ImproperlyConfigured
+from celeriac.core.errors import EncodeError, EnqueueError, ImproperlyConfigured
 from celeriac.core.message import Message
 from celeriac.core.serialize import decode_body
 
@@ -418,3 +418,24 @@ def test_delay_from_a_coroutine(app: Celeriac) -> None:
             await f.aapply_async(())
 
     asyncio.run(main())
+
+
+def test_errors_where_celerys_users_look_for_them(app: Celeriac) -> None:
+    @app.task(bind=True)
+    def f(self: Any) -> str:
+        try:
+            raise self.retry(max_retries=0)
+        except self.MaxRetriesExceededError as error:
+            return type(error).__name__
+
+    assert f.apply().get() == "MaxRetriesExceededError"
+    assert issubclass(EnqueueError, f.OperationalError)
+    assert issubclass(f.delay().TimeoutError, TimeoutError)
+
+
+def test_a_queue_that_is_no_name(app: Celeriac) -> None:
+    @app.task
+    def f() -> None: ...
+
+    with pytest.raises(TypeError, match=r"queue=5: give the name of a queue"):
+        f.apply_async(queue=5)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""What Celery has under `contrib`, where its users look for it."""
