@@ -150,7 +150,7 @@ def test_p10_a_pickle_as_a_result_is_not_opened(project: Project) -> None:
     bomb = project.directory / "exploded"
     project.tasks.add.delay(1, 1)
     with sqlite3.connect(project.directory / "celeriac.db") as other:
-        columns = (("forged", "SUCCESS", 0.0, pickle.dumps(Bomb(bomb))))
+        columns = ("forged", "SUCCESS", 0.0, pickle.dumps(Bomb(bomb)))
         other.execute("INSERT INTO results (task_id, status, stored, record) VALUES (?, ?, ?, ?)", columns)
     other.close()
     with pytest.raises(Exception, match="."):

@@ -19,7 +19,7 @@ def stopped_past_its_lease(project: Project) -> tuple[WorkerProcess, WorkerProce
     zombie = project.worker("-c", "1")
     result = project.tasks.progress.apply_async(["task"], {"gate": "go"}, link=project.tasks.after.s("follow-up"))
     until(lambda: project.journal("halfway"), "the task is under way")
-    zombie.signal_all(signal.SIGSTOP)
+    project.freeze(zombie)
     holder = project.worker("-c", "1")
     until(lambda: len(project.journal("halfway")) == 2, "the other worker has taken over")
     return zombie, holder, result.id
@@ -76,7 +76,7 @@ def test_p3_a_worker_that_wakes_up_begins_again_under_a_new_lease(make_project: 
     old = project.node(zombie)
     project.tasks.progress.delay("task", gate="go")
     until(lambda: project.journal("halfway"), "the task is under way")
-    zombie.signal_all(signal.SIGSTOP)
+    project.freeze(zombie)
     holder = project.worker("-c", "1")
     until(lambda: len(project.journal("halfway")) == 2, "the other worker has taken over")
     zombie.signal_all(signal.SIGCONT)
@@ -90,6 +90,26 @@ def test_p3_a_worker_that_wakes_up_begins_again_under_a_new_lease(make_project: 
     assert zombie.stop() == 0
 
 
+def test_p3_a_worker_whose_processes_all_noticed_first_begins_again(make_project: MakeProject) -> None:
+    """They end by themselves, with their supervisor still stopped; it then finds several dead at once."""
+    project = make_project(**SHORT_LEASE)
+    zombie = project.worker("-c", "3")
+    old = project.node(zombie)
+    children = zombie.children()
+    project.freeze(zombie)
+    holder = project.worker("-c", "1")
+    until(lambda: all(node.id != old.id for node in project.broker.nodes()), "its lease has been reclaimed")
+    for pid in children:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: not zombie.children(), "its processes have noticed and ended")
+    zombie.signal(signal.SIGCONT)
+    until(lambda: len(zombie.children()) == 3, "it has processes again")
+    assert project.node(zombie).id != old.id
+    holder.stop()
+    assert project.tasks.add.delay(2, 3).get(timeout=40) == 5
+    assert zombie.stop() == 0
+
+
 @pytest.mark.parametrize("pool", ["threads", "asyncio"])
 def test_p3_a_zombie_of_many_tasks_changes_nothing(make_project: MakeProject, pool: str) -> None:
     project = make_project(**SHORT_LEASE)
@@ -97,7 +117,7 @@ def test_p3_a_zombie_of_many_tasks_changes_nothing(make_project: MakeProject, po
     zombie = project.worker("-c", "5", "-P", pool)
     results = [project.tasks.dawdle.delay(label, gate="go") for label in labels]
     pids = {project.wait_started(label).pid for label in labels}
-    zombie.signal_all(signal.SIGSTOP)
+    project.freeze(zombie)
     holder = project.worker("-c", "5", "-P", pool)
     until(lambda: len(project.journal("start")) > len(labels), "the other worker has taken over")
     project.open_gate("go")

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from celeriac import Celeriac, Task
 from celeriac.exceptions import Ignore, Reject, SoftTimeLimitExceeded
@@ -28,6 +28,24 @@ if "PROJ_HOST" in os.environ:  # a worker of another machine, as far as it knows
 app = Celeriac("proj")
 app.conf.update(json.loads((HERE / "settings.json").read_text()))
 
+
+
+def break_the_engine(*, where: str, fail_at: int, when: Literal["before", "after"], times: int, verbs: list[str]) -> None:
+    """Some operations of the engine fail: those of the supervisor ("supervisor"), or of each process ("processes")."""
+    from celeriac.engines import open_engine
+    from celeriac.testing.faulty import FaultyEngine
+
+    class Faulty(FaultyEngine):
+        def _fails_now(self, verb: str) -> bool:
+            is_supervisor = os.getpid() == os.getsid(0)  # tests start each worker in a session of its own
+            return (where == "supervisor") == is_supervisor and super()._fails_now(verb)
+
+    app._broker = Faulty(open_engine(app.conf.broker_url), fail_at=fail_at, when=when, times=times, verbs=verbs)
+
+
+if "PROJ_FAULT" in os.environ:
+    break_the_engine(**json.loads(os.environ["PROJ_FAULT"]))
+
 _journal = os.open(HERE / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
@@ -37,7 +55,7 @@ def write(what: str, label: str, **more: Any) -> None:
     os.write(_journal, json.dumps(entry).encode() + b"\n")
 
 
-def note(task: Task, what: str, label: str, **more: Any) -> None:
+def note(task: Task[..., Any], what: str, label: str, **more: Any) -> None:
     """One line in the journal, with the task that writes it."""
     request = task.request
     write(what, label, id=request.id, task=task.name, retries=request.retries, **more)
@@ -62,7 +80,7 @@ def add(x: int, y: int) -> int:
 
 
 @app.task(bind=True)
-def work(self: Task, label: str, gate: str | None = None, seconds: float = 0.0) -> str:
+def work(self: Task[..., Any], label: str, gate: str | None = None, seconds: float = 0.0) -> str:
     note(self, "start", label)
     wait_for_gate(gate)
     time.sleep(seconds)
@@ -71,7 +89,7 @@ def work(self: Task, label: str, gate: str | None = None, seconds: float = 0.0) 
 
 
 @app.task(bind=True, acks_late=False)
-def once(self: Task, label: str, gate: str | None = None) -> str:
+def once(self: Task[..., Any], label: str, gate: str | None = None) -> str:
     note(self, "start", label)
     wait_for_gate(gate)
     note(self, "end", label)
@@ -79,7 +97,7 @@ def once(self: Task, label: str, gate: str | None = None) -> str:
 
 
 @app.task(bind=True)
-def block(self: Task, label: str, gate: str) -> str:
+def block(self: Task[..., Any], label: str, gate: str) -> str:
     note(self, "start", label)
     block_in_c(gate)
     note(self, "end", label)
@@ -87,7 +105,7 @@ def block(self: Task, label: str, gate: str) -> str:
 
 
 @app.task(bind=True)
-def die(self: Task, label: str, how: str = "kill", unless: str = "never") -> str:
+def die(self: Task[..., Any], label: str, how: str = "kill", unless: str = "never") -> str:
     """Ends its own process, unless that gate is open."""
     note(self, "start", label)
     if not (HERE / "gates" / unless).exists():
@@ -103,19 +121,19 @@ def die(self: Task, label: str, how: str = "kill", unless: str = "never") -> str
 
 
 @app.task(bind=True, reject_on_worker_lost=False)
-def die_once(self: Task, label: str) -> None:
+def die_once(self: Task[..., Any], label: str) -> None:
     note(self, "start", label)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @app.task(bind=True)
-def fail(self: Task, label: str, message: str = "as asked") -> None:
+def fail(self: Task[..., Any], label: str, message: str = "as asked") -> None:
     note(self, "start", label)
     raise ValueError(message)
 
 
 @app.task(bind=True)
-def leave(self: Task, label: str, how: str) -> None:
+def leave(self: Task[..., Any], label: str, how: str) -> None:
     """Ends in one of the ways that are neither a value nor a plain exception."""
     note(self, "start", label)
     match how:
@@ -132,7 +150,7 @@ def leave(self: Task, label: str, how: str) -> None:
 
 
 @app.task(bind=True, max_retries=5)
-def flaky(self: Task, label: str, failures: int = 2, countdown: float = 0.0, gate: str | None = None) -> str:
+def flaky(self: Task[..., Any], label: str, failures: int = 2, countdown: float = 0.0, gate: str | None = None) -> str:
     note(self, "start", label)
     wait_for_gate(gate and f"{gate}-{self.request.retries}")
     if self.request.retries < failures:
@@ -142,13 +160,13 @@ def flaky(self: Task, label: str, failures: int = 2, countdown: float = 0.0, gat
 
 
 @app.task(bind=True, autoretry_for=(ValueError,), max_retries=2, default_retry_delay=0)
-def stubborn(self: Task, label: str) -> None:
+def stubborn(self: Task[..., Any], label: str) -> None:
     note(self, "start", label)
     raise ValueError("never works")
 
 
 @app.task(bind=True)
-def progress(self: Task, label: str, gate: str) -> str:
+def progress(self: Task[..., Any], label: str, gate: str) -> str:
     note(self, "start", label)
     self.update_state(state="HALFWAY", meta={"percent": 50})
     note(self, "halfway", label)
@@ -159,7 +177,7 @@ def progress(self: Task, label: str, gate: str) -> str:
 
 
 @app.task(bind=True)
-def polite(self: Task, label: str) -> str:
+def polite(self: Task[..., Any], label: str) -> str:
     """Catches its soft time limit."""
     note(self, "start", label)
     try:
@@ -171,14 +189,14 @@ def polite(self: Task, label: str) -> str:
 
 
 @app.task(bind=True)
-def after(self: Task, *args: Any) -> str:
+def after(self: Task[..., Any], *args: Any) -> str:
     """A follow-up: the last of its arguments is its label."""
     note(self, "start", str(args[-1]), arguments=list(args))
     return str(args[-1])
 
 
 @app.task(bind=True)
-async def dawdle(self: Task, label: str, gate: str | None = None) -> str:
+async def dawdle(self: Task[..., Any], label: str, gate: str | None = None) -> str:
     note(self, "start", label)
     try:
         while gate is not None and not (HERE / "gates" / gate).exists():
@@ -191,7 +209,7 @@ async def dawdle(self: Task, label: str, gate: str | None = None) -> str:
 
 
 @app.task(bind=True)
-def hoard(self: Task, label: str, mebibytes: int) -> int:
+def hoard(self: Task[..., Any], label: str, mebibytes: int) -> int:
     """Keeps memory in its process."""
     note(self, "start", label)
     kept.append(bytearray(os.urandom(1024) * 1024 * mebibytes))
@@ -207,7 +225,7 @@ def whoami() -> int:
 
 
 @app.task(rate_limit="2/s", bind=True)
-def limited(self: Task, label: str) -> str:
+def limited(self: Task[..., Any], label: str) -> str:
     note(self, "start", label)
     return label
 

@@ -5,10 +5,12 @@ Nothing here waits for a while: it waits for a condition, with a deadline that o
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -175,6 +177,36 @@ class Project:
 
         until(ready, f"{worker.name} is ready")
 
+    def freeze(self, worker: WorkerProcess) -> None:
+        """Stops a worker with all its processes, but none of them in the middle of a transaction: no other could write then."""
+
+        def frozen() -> bool:
+            worker.signal_all(signal.SIGSTOP)
+            pids = [worker.pid, *worker.children()]
+            until(lambda: all(state_of(pid) == "T" for pid in pids), "all of it has stopped")
+            if self._writable():
+                return True
+            worker.signal_all(signal.SIGCONT)
+            return False
+
+        until(frozen, f"{worker.name} is stopped outside of a transaction")
+
+    def _writable(self) -> bool:
+        with (self.directory / "celeriac.db.wake" / "lock").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            database = sqlite3.connect(self.directory / "celeriac.db", timeout=0.0, isolation_level=None)
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                return False
+            finally:
+                database.close()
+            return True
+
     def node(self, worker: WorkerProcess) -> Any:
         """Its registration."""
         return next((node for node in self.broker.nodes() if node.pid == worker.pid), None)
@@ -309,12 +341,17 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def state_of(pid: int) -> str:
+    """R, S, D, T (stopped), Z (zombie) …; X when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
 def is_alive(pid: int) -> bool:
     """Neither gone nor a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
+    return state_of(pid) not in ("Z", "X")
 
 
 def marked_processes(mark: str) -> Iterator[int]:
