@@ -75,6 +75,10 @@ class Request:
     """True when `Task.__call__` must take a further call for a direct one."""
     retry_asked: BaseException | None
     """What `retry(throw=False)` returned."""
+    exposed: bool
+    """True while the task's own code runs: only then an exception may be raised in it from outside (a time limit, a revoke)."""
+    ended_by: BaseException | None
+    """The exception that was raised in it from outside."""
 
     def __init__(
         self,
@@ -103,6 +107,8 @@ class Request:
         self.may_join = False
         self.entered = True
         self.retry_asked = None
+        self.exposed = False
+        self.ended_by = None
 
     @classmethod
     def direct(cls, task: Task[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Request:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Raw, Struct
 
 from ..core import events, states
-from ..core.errors import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from ..core.errors import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
 from ..core.retry import backoff_seconds
 from ..core.serialize import encode_value
 from .callbacks import follow_ups
@@ -40,12 +40,12 @@ class Outcome(Struct, kw_only=True):
     """What came of one run."""
 
     state: str
-    """SUCCESS, FAILURE, RETRY, IGNORED or REJECTED."""
+    """SUCCESS, FAILURE, RETRY, REVOKED, IGNORED or REJECTED."""
     value: Any = None
     encoded: Raw | None = None
     """With SUCCESS: the value as JSON; None when no result is to be stored, or the run was eager."""
     error: BaseException | None = None
-    """With FAILURE: what the task raised. With RETRY: why it wants to be tried again, if it said so."""
+    """With FAILURE and REVOKED: what ended the task. With RETRY: why it wants to be tried again, if it said so."""
     traceback: str | None = None
     retry: Retry | None = None
     reason: str = ""
@@ -89,12 +89,15 @@ def call(task: Task[..., Any], request: Request) -> Outcome:
     token, started_at, started = _begin(task, request)
     try:
         try:
+            request.exposed = True
             task.before_start(request.id, request.args, request.kwargs)
             entry = task if task._has_own_call else task.run
             value = entry(*request.args, **request.kwargs)
             if type(value) is CoroutineType:
                 value = _run_coroutine(value)
+            request.exposed = False
         except BaseException as error:
+            request.exposed = False
             if request.is_eager and isinstance(error, KeyboardInterrupt):
                 raise
             outcome, info = _classify(task, request, error)
@@ -155,7 +158,8 @@ def conclude(task: Task[..., Any], request: Request, error: BaseException, start
         if isinstance(error, SoftTimeLimitExceeded):  # as if the task had raised it
             outcome, info = _classify(task, request, error)
         else:
-            outcome, info = _failed(task, error)
+            request.ended_by = error
+            outcome, info = _failed(task, request, error)
         outcome.started_at = started_at
         outcome.runtime_seconds = max(0.0, (datetime.now(UTC) - started_at).total_seconds())
         _tell(task, request, outcome, info)
@@ -173,18 +177,22 @@ def _returned(task: Task[..., Any], request: Request, value: Any) -> tuple[Outco
     try:
         encoded = encode_value(value, "result")
     except Exception as error:
-        return _failed(task, error)
+        return _failed(task, request, error)
     return Outcome(state=states.SUCCESS, value=value, encoded=encoded, started_at=_EPOCH), None
 
 
-def _failed(task: Task[..., Any], error: BaseException) -> tuple[Outcome, ExceptionInfo]:
+def _failed(task: Task[..., Any], request: Request, error: BaseException) -> tuple[Outcome, ExceptionInfo]:
     info = ExceptionInfo(error, skip_frames=1)
+    if error is request.ended_by and isinstance(error, TaskRevokedError):
+        return Outcome(state=states.REVOKED, error=error, traceback=info.traceback, reason=str(error), started_at=_EPOCH), info
     expected = bool(task.throws) and isinstance(error, task.throws)
     return Outcome(state=states.FAILURE, error=error, traceback=info.traceback, expected=expected, started_at=_EPOCH), info
 
 
 def _classify(task: Task[..., Any], request: Request, error: BaseException) -> tuple[Outcome, ExceptionInfo | None]:
     """Turns what a task raised into its outcome."""
+    if error is request.ended_by and not isinstance(error, SoftTimeLimitExceeded):
+        return _failed(task, request, error)
     if isinstance(error, Ignore):
         return Outcome(state=states.IGNORED, started_at=_EPOCH), None
     if isinstance(error, Reject):
@@ -197,7 +205,7 @@ def _classify(task: Task[..., Any], request: Request, error: BaseException) -> t
         except BaseException as final:
             error = final
     if retry is None:
-        return _failed(task, error)
+        return _failed(task, request, error)
     info = ExceptionInfo(error, skip_frames=1)
     return Outcome(state=states.RETRY, error=retry.exc, traceback=info.traceback, retry=retry, started_at=_EPOCH), info
 
@@ -237,6 +245,11 @@ def _tell(task: Task[..., Any], request: Request, outcome: Outcome, info: Except
             if events.task_failure.receivers:
                 tb = info.tb if info is not None else None
                 events.task_failure.send(sender=task, task_id=task_id, exception=value, args=args, kwargs=kwargs, traceback=tb, einfo=info)
+            task.on_failure(value, task_id, args, kwargs, info)
+        elif state == states.REVOKED:
+            value = outcome.error
+            if events.task_revoked.receivers:
+                events.task_revoked.send(sender=task, request=request, terminated=True, signum=None, expired=False)
             task.on_failure(value, task_id, args, kwargs, info)
         elif state == states.RETRY:
             value = outcome.retry

@@ -9,7 +9,7 @@ same code as in eager mode; what comes of it becomes a Settlement here.
 from __future__ import annotations
 
 import logging
-import time
+import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -19,8 +19,8 @@ from msgspec import Raw, json, structs
 from ..contracts.broker import Broker
 from ..contracts.results import ResultBackend
 from ..core import events, states
-from ..core.errors import EngineUnavailable, NotRegistered, SoftTimeLimitExceeded, TaskRevokedError, WorkerLostError
-from ..core.message import Attempt, Delivery, Message, Record, Settlement, Verdict
+from ..core.errors import EngineUnavailable, NotRegistered, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from ..core.message import Attempt, Delivery, Lease, Message, Record, Settlement, Verdict
 from ..core.serialize import decode_body, decode_exception, encode_exception, encode_value
 from ..tasks.producer import Producer
 from ..tasks.request import Request
@@ -41,11 +41,7 @@ class ExecutorSettings(Protocol):
     @property
     def task_acks_late(self) -> bool: ...
     @property
-    def task_acks_on_failure_or_timeout(self) -> bool: ...
-    @property
     def task_track_started(self) -> bool: ...
-    @property
-    def task_ignore_result(self) -> bool: ...
     @property
     def task_store_errors_even_if_ignored(self) -> bool: ...
     @property
@@ -76,9 +72,10 @@ class Executor:
         self.settings = settings
         self.hostname = hostname
         self.gate = gate
+        self.fences_records = backend is broker  # type: ignore[comparison-overlap]
         self.accept = frozenset(settings.accept_content)
-        self.cancelled: set[str] = set()
-        """Ids of tasks that were revoked while they run here and cannot be stopped from outside (threads)."""
+        self.running: dict[str, Request] = {}
+        """The calls under way, by the id of their task."""
 
     # -- the path of one delivery --------------------------------------------------------------------------------
 
@@ -87,23 +84,41 @@ class Executor:
 
         Raises: EngineUnavailable: before the function was called; the delivery is untouched.
         """
-        prepared = self.prepare(delivery)
-        if isinstance(prepared, Settlement):
-            return prepared
-        task, request, early = prepared
         try:
-            outcome = call(task, request)
-        except SoftTimeLimitExceeded as error:  # the signal came between two lines of ours
-            outcome = conclude(task, request, error, datetime.now(UTC))
-        return self.settlement(delivery, task, request, outcome, early)
+            prepared = self.prepare(delivery)
+            if isinstance(prepared, Settlement):
+                return prepared
+            task, request, early = prepared
+            self.running[delivery.id] = request
+            try:
+                outcome = call(task, request)
+            finally:
+                del self.running[delivery.id]
+            return self.settlement(delivery, task, request, outcome, early)
+        except EngineUnavailable:
+            raise
+        except Exception as error:  # a message that breaks us must neither end the process nor come back for ever
+            logger.exception("Message %s could not be handled", delivery.id)
+            return self._dead(delivery, error)
 
     async def arun(self, delivery: Delivery) -> Settlement:
         """As `run`, for a task that is a coroutine function, in the loop we are in."""
-        prepared = self.prepare(delivery)
-        if isinstance(prepared, Settlement):
-            return prepared
-        task, request, early = prepared
-        return self.settlement(delivery, task, request, await acall(task, request), early)
+        try:
+            prepared = self.prepare(delivery)
+            if isinstance(prepared, Settlement):
+                return prepared
+            task, request, early = prepared
+            self.running[delivery.id] = request
+            try:
+                outcome = await acall(task, request)
+            finally:
+                del self.running[delivery.id]
+            return self.settlement(delivery, task, request, outcome, early)
+        except EngineUnavailable:
+            raise
+        except Exception as error:
+            logger.exception("Message %s could not be handled", delivery.id)
+            return self._dead(delivery, error)
 
     def prepare(self, delivery: Delivery) -> Settlement | tuple[Task[Any, Any], Request, bool]:
         """All that comes before the call: a Settlement if there will be no call."""
@@ -126,11 +141,19 @@ class Executor:
         if early and not self._acknowledge(delivery):
             return _released(delivery, 0.0)
         if self.settings.task_track_started if task.track_started is None else task.track_started:
-            self._announce_start(delivery, request)
+            self._announce_start(delivery, request, None if early else delivery.lease)
         return task, request, early
 
     def settlement(self, delivery: Delivery, task: Task[Any, Any], request: Request, outcome: Outcome, early: bool = False) -> Settlement:
         """What an outcome means for the message, its result and its follow-ups."""
+        try:
+            return self._settled(delivery, task, request, outcome, early)
+        except Exception as error:  # such as a retry with arguments that cannot be sent
+            failure = conclude(task, request, error, outcome.started_at)
+            request.embed = {}
+            return self._settled(delivery, task, request, failure, early)
+
+    def _settled(self, delivery: Delivery, task: Task[Any, Any], request: Request, outcome: Outcome, early: bool) -> Settlement:
         self._log(request, outcome)
         state = outcome.state
         message = request.message
@@ -141,7 +164,7 @@ class Executor:
             changed = structs.replace(changed, attempts=[*message.attempts, self._attempt(outcome)])
         elif state == states.REJECTED:
             verdict = Verdict.RELEASED if outcome.requeue else Verdict.DEAD
-        elif state == states.FAILURE and not self._acknowledges_failures(task):
+        elif state == states.FAILURE and not self._acknowledges(task, outcome.error):
             verdict = Verdict.DEAD
         record = self._record(task, request, outcome)
         if early:
@@ -154,7 +177,7 @@ class Executor:
             lease=delivery.lease,
             receipt=delivery.receipt,
             message=changed,
-            reason=outcome.reason or (repr(outcome.error) if verdict is Verdict.DEAD else ""),
+            reason=outcome.reason or (_shown(outcome.error) if verdict is Verdict.DEAD else ""),
             record=record,
             follow_ups=published,
         )
@@ -224,7 +247,7 @@ class Executor:
         )
 
     def _unknown(self, delivery: Delivery, message: Message) -> Settlement:
-        waited = time.time() - delivery.waiting_since
+        waited = self.broker.now() - delivery.waiting_since
         error = NotRegistered(
             f"Task {message.task!r} is not registered in this worker ({len(self.tasks)} tasks are). "
             f"Is the module that defines it imported here (`imports`, `autodiscover_tasks()`), and deployed?"
@@ -245,21 +268,21 @@ class Executor:
         done = Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt)
         return not self.broker.settle([done])
 
-    def _announce_start(self, delivery: Delivery, request: Request) -> None:
+    def _announce_start(self, delivery: Delivery, request: Request, lease: Lease | None) -> None:
         if request.ignore_result:
             return
-        import os
-
         meta = encode_value({"pid": os.getpid(), "hostname": self.hostname})
         record = Record(task_id=delivery.id, status=states.STARTED, result=meta, name=request.task, worker=self.hostname)
         try:
-            self.backend.store([record], lease=delivery.lease)
+            self.backend.store([record], lease=lease if self.fences_records else None)
         except EngineUnavailable as error:
             logger.warning("The start of %s[%s] could not be announced: %s", request.task, delivery.id, error)
 
-    def _acknowledges_failures(self, task: Task[Any, Any]) -> bool:
-        own = task.acks_on_failure_or_timeout
-        return self.settings.task_acks_on_failure_or_timeout if own is None else bool(own)
+    def _acknowledges(self, task: Task[Any, Any], error: BaseException | None) -> bool:
+        """Whether a failure ends the message, or makes a dead letter of it."""
+        timed_out = isinstance(error, (TimeLimitExceeded, SoftTimeLimitExceeded))
+        own = task.acks_on_timeout if timed_out else task.acks_on_failure
+        return bool(task.acks_on_failure_or_timeout if own is None else own)
 
     def _record(self, task: Task[Any, Any], request: Request, outcome: Outcome) -> Record | None:
         state = outcome.state
@@ -300,7 +323,7 @@ class Executor:
             started_at=outcome.started_at,
             runtime_seconds=outcome.runtime_seconds,
             state=outcome.state,
-            error="" if outcome.error is None else repr(outcome.error)[:500],
+            error="" if outcome.error is None else _shown(outcome.error),
         )
 
     def _log(self, request: Request, outcome: Outcome) -> None:
@@ -311,13 +334,22 @@ class Executor:
             case states.RETRY:
                 logger.info("Task %s[%s] retry: %s", request.task, request.id, outcome.retry)
             case states.FAILURE if outcome.expected:
-                logger.info("Task %s[%s] raised expected: %r", request.task, request.id, outcome.error)
+                logger.info("Task %s[%s] raised expected: %s", request.task, request.id, _shown(outcome.error))
             case states.FAILURE:
-                logger.error("Task %s[%s] raised unexpected: %r\n%s", request.task, request.id, outcome.error, outcome.traceback or "")
+                logger.error(
+                    "Task %s[%s] raised unexpected: %s\n%s", request.task, request.id, _shown(outcome.error), outcome.traceback or ""
+                )
             case states.REVOKED | states.IGNORED | states.REJECTED:
                 logger.info("Task %s[%s] %s: %s", request.task, request.id, outcome.state.lower(), outcome.reason)
             case _:
                 pass
+
+
+def _shown(error: BaseException | None) -> str:
+    try:
+        return repr(error)[:500]
+    except Exception as problem:
+        return f"{type(error).__name__}, whose repr() raises {type(problem).__name__}"
 
 
 def _released(delivery: Delivery, pause_seconds: float) -> Settlement:

@@ -1,4 +1,5 @@
-"""`--pool=threads`: many tasks at once, for work that waits or releases the GIL. Threads cannot be killed, so there are no time limits."""
+"""`--pool=threads`: many tasks at once, for work that waits or releases the GIL. Threads cannot be killed, so there are no time limits, and a task ends
+for a revoke when it asks: `if self.request.ended_by: raise self.request.ended_by`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import threading
 from queue import SimpleQueue
 from typing import Any
 
-from ...core.errors import EngineUnavailable
+from ...core.errors import EngineUnavailable, TaskRevokedError
 from ...core.message import Delivery, Holder
 from ..executor import Executor
 from ..plan import Plan
@@ -56,5 +57,6 @@ class Threads:
                 self.pump.abandon(place, delivery)
 
     def _act(self, command: dict[str, Any]) -> None:
-        if "cancel" in command:
-            self.executor.cancelled.add(command["cancel"])
+        request = self.executor.running.get(command.get("cancel", ""))
+        if request is not None:
+            request.ended_by = TaskRevokedError("terminated")
