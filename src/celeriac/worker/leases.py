@@ -29,10 +29,11 @@ class NodeLease:
 
     def begin(self) -> None:
         """Registers, under a new id each time, and takes back at once what dead workers of this machine held."""
+        self._next_beat = 0.0  # until this has come to its end, the next beat says what there is
         self.node = structs.replace(self.node, id=new_id(), started_at=time.time())
         self.broker.register(self.node, lease_seconds=self.lease_seconds)
-        self._next_beat = time.monotonic() + self.heartbeat_seconds
         self.reclaim()
+        self._next_beat = time.monotonic() + self.heartbeat_seconds
 
     def beat(self) -> bool:
         """Renews when it is time. False: the lease has run out, and what this node held is not its own any more."""

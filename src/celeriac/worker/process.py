@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import Struct
 
 from ..core import events
 from ..core.message import Holder
@@ -34,29 +36,48 @@ GREENLET_POOLS = frozenset({"gevent", "eventlet"})
 _PR_SET_PDEATHSIG = 1
 
 
+class Doom(Struct, frozen=True):
+    """Why a supervisor ends a process: for the sake of one task that it runs."""
+
+    task_id: str
+    signum: int
+    error: dict[str, Any]
+    """The exception, as data, with which the task ends."""
+
+
 class Process:
     """A child as its supervisor sees it."""
 
-    def __init__(self, plan: Plan, app: Celeriac) -> None:
+    def __init__(self, plan: Plan, app: Celeriac, siblings: Sequence[Process] = ()) -> None:
+        """Starts it. Raises OSError: the system has no room for it."""
         self.plan = plan
         self.number = plan.process
         self.page = Page.create(plan.places)
         self.started_at = time.monotonic()
         self.soft_signalled: float | None = None
         """When the task began that has been told of its soft limit."""
+        self.next_soft_signal = 0.0
         self.freed: float | None = None
         """When the task began whose hostages have been freed."""
-        self.doomed: dict[str, Any] | None = None
-        """Why the supervisor has killed it: the exception, as data, with which its running task ends."""
+        self.doom: Doom | None = None
+        """Why the supervisor has killed it."""
         self.interrupted = False
         """Killed because the worker stops: its running task is given back, and nothing is counted."""
         self.draining = False
+        self.pid = 0
         self.exit_code: int | None = None
         self._popen: subprocess.Popen[bytes] | None = None
-        self._control, control = os.pipe()[::-1]
-        os.set_inheritable(control, True)
-        self.pid = self._spawn(control) if plan.start_method == "spawn" else self._fork(app, control)
-        os.close(control)
+        self._siblings = siblings
+        control, self._control = os.pipe()
+        os.set_blocking(self._control, False)
+        try:
+            self.pid = self._spawn(control) if plan.start_method == "spawn" else self._fork(app, control)
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(control)
+            self._siblings = ()
 
     def _fork(self, app: Celeriac, control: int) -> int:
         events.worker_before_create_process.send(sender=self)
@@ -67,7 +88,8 @@ class Process:
             return pid
         code = 70
         try:
-            os.close(self._control)
+            for process in (self, *self._siblings):
+                process.forget()
             code = serve(app, self.plan, self.page, control)
         except BaseException:
             logger.exception("Process %d could not work", self.number)
@@ -108,12 +130,19 @@ class Process:
             except ProcessLookupError:
                 pass
 
+    def end_task(self, task_id: str, error: str, *arguments: Any, signum: int = signal.SIGKILL) -> None:
+        """Kills it for the sake of the task that it runs, which is to end with this error."""
+        self.doom = Doom(task_id, signum, {"exc_type": error, "exc_message": list(arguments), "exc_module": "celery.exceptions"})
+        self.kill(signum)
+
     def tell(self, command: dict[str, Any]) -> None:
         """Sends a command to a process that runs several tasks at once (a prefork process does not listen)."""
         try:
             os.write(self._control, msgspec.json.encode(command) + b"\n")
         except BrokenPipeError:
             pass
+        except BlockingIOError:
+            logger.error("Process %d (pid %d) does not take commands; %r is lost.", self.number, self.pid, command)
 
     def drain(self) -> None:
         """It finishes what runs, gives back the rest, and ends."""
@@ -124,6 +153,12 @@ class Process:
         """After its end: gives the page back."""
         self.page.close()
         os.close(self._control)
+
+    def forget(self) -> None:
+        """In a process that was forked off: lets go of what belongs to the supervisor and to siblings."""
+        os.close(self._control)
+        if self.pid:
+            self.page.close()
 
     def rss_bytes(self) -> int:
         """Resident memory; 0 where the system does not tell."""
@@ -170,7 +205,7 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
                 task_limits=plan.task_limits,
                 max_tasks=plan.max_tasks,
             )
-            install_soft_limit(page)
+            install_soft_limit(page, executor.running)
             code = worker.run()
         else:
             from .pools import open_pool

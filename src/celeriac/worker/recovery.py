@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec import Raw, json, structs
 
 from ..core.message import Delivery, Record, Settlement, Verdict
+from ..core.states import FAILURE, READY_STATES, REVOKED
 
 if TYPE_CHECKING:
     from .process import Process
@@ -29,17 +30,24 @@ def recover(process: Process, settler: Settler) -> None:
     still_ours = {delivery.id for delivery in held}
     kept = [settlement for settlement in outcomes if settlement.id in still_ours or settlement.lease is None]
     back = [_verdict(process, delivery, running) for delivery in held if delivery.id not in finished]
-    lost = [_lost(process, task_id) for task_id in running - still_ours]
+    lost = [_lost(process, task_id) for task_id in _without_outcome(running - still_ours, settler)]
     settler.settle([*kept, *back, *lost])
+
+
+def _without_outcome(ids: set[str], settler: Settler) -> list[str]:
+    """Those that cannot have been settled in the moment between their outcome and the word that they run no more."""
+    records = settler.backend.fetch(sorted(ids)) if ids else {}
+    return [task_id for task_id in sorted(ids) if task_id not in records or records[task_id].status not in READY_STATES]
 
 
 def _verdict(process: Process, delivery: Delivery, running: set[str]) -> Settlement:
     verdict, message = Verdict.RELEASED, None
+    doom = process.doom
     if delivery.id in running and not process.interrupted:
         name = delivery.message.task if delivery.message else "?"
-        if process.doomed is not None and delivery.message is not None:
-            message = structs.replace(delivery.message, doom=process.doomed)
-        else:
+        if doom is not None and doom.task_id == delivery.id and delivery.message is not None:
+            message = structs.replace(delivery.message, doom=doom.error)
+        elif doom is None or process.exit_code != -doom.signum:  # else it was killed for a task that had just ended
             verdict = Verdict.CRASHED
             logger.error(
                 "Process %d (pid %d) died (%s) while it ran %s[%s]; the task is ready again (crash %d of it).",
@@ -62,14 +70,18 @@ def _lost(process: Process, task_id: str) -> Settlement:
         _how(process.exit_code),
         task_id,
     )
-    error = process.doomed or {
-        "exc_type": "WorkerLostError",
-        "exc_message": [f"Worker exited prematurely: {_how(process.exit_code)}."],
-        "exc_module": "celery.exceptions",
-    }
+    error = (
+        process.doom.error
+        if process.doom is not None and process.doom.task_id == task_id
+        else {
+            "exc_type": "WorkerLostError",
+            "exc_message": [f"Worker exited prematurely: {_how(process.exit_code)}."],
+            "exc_module": "celery.exceptions",
+        }
+    )
     record = Record(
         task_id=task_id,
-        status="REVOKED" if error["exc_type"] == "TaskRevokedError" else "FAILURE",
+        status=REVOKED if error["exc_type"] == "TaskRevokedError" else FAILURE,
         result=Raw(json.encode(error)),
         date_done=datetime.now(UTC),
         worker=process.plan.hostname,

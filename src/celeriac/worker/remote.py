@@ -18,9 +18,10 @@ from msgspec import structs
 
 from ..contracts.mailbox import Letter
 from ..core import events
-from ..core.errors import ImproperlyConfigured
+from ..core.errors import EngineUnavailable, ImproperlyConfigured
 from ..core.message import Delivery
 from ..core.serialize import decode_body
+from .limits import free_hostages
 from .rates import parse_rate
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def answer(supervisor: Supervisor, letter: Letter) -> None:
         reply = {"error": repr(error)}
     if letter.reply_to is not None and letter.method != "shutdown":
         arguments = {"node": supervisor.plan.hostname, "reply": reply}
-        supervisor.broker.post([letter.reply_to], Letter(method="reply", arguments=arguments, ticket=letter.ticket))
+        try:
+            supervisor.broker.post([letter.reply_to], Letter(method="reply", arguments=arguments, ticket=letter.ticket))
+        except EngineUnavailable as error:
+            logger.warning("The answer to control command %r could not be sent: %s", letter.method, error)
 
 
 # -- questions -----------------------------------------------------------------------------------------------------
@@ -173,7 +177,7 @@ def memsample(supervisor: Supervisor) -> str:
 # -- commands ------------------------------------------------------------------------------------------------------
 
 
-def terminate(supervisor: Supervisor, task_id: str | Sequence[str], signal: str = "SIGTERM", **_: Any) -> dict[str, str]:
+def terminate(supervisor: Supervisor, task_id: str | Sequence[str], signal: str | int = "SIGTERM", **_: Any) -> dict[str, str]:
     """Ends running tasks. The engine sends this to the node that runs a revoked task."""
     wanted = {task_id} if isinstance(task_id, str) else set(task_id)
     ended = []
@@ -182,22 +186,26 @@ def terminate(supervisor: Supervisor, task_id: str | Sequence[str], signal: str 
             if task.task_id in wanted:
                 _terminate(supervisor, process, task, signal)
                 ended.append(task.task_id)
+    if supervisor.plan.pool in ("prefork", "solo") and wanted.difference(ended):
+        # what is taken and not begun is given back: that ends it, since the engine knows that it is revoked
+        for number in {process.number for process, delivery, _ in _held(supervisor) if delivery.id in wanted.difference(ended)}:
+            free_hostages(supervisor.processes[number], supervisor.settler)
     return {"ok": f"terminate: {', '.join(ended)}" if ended else "terminate: tasks unknown"}
 
 
-def _terminate(supervisor: Supervisor, process: Process, task: Running, signal_name: str) -> None:
-    number = getattr(signal, signal_name if signal_name.startswith("SIG") else f"SIG{signal_name}", signal.SIGTERM)
+def _terminate(supervisor: Supervisor, process: Process, task: Running, signal_name: str | int) -> None:
+    number = signal_name if isinstance(signal_name, int) else getattr(signal, f"SIG{signal_name.removeprefix('SIG')}", signal.SIGKILL)
     if supervisor.plan.places > 1 or supervisor.plan.pool not in ("prefork", "solo"):
         logger.warning("Cancelling task %s", task.task_id)
         process.tell({"cancel": task.task_id})
         return
     logger.warning("Terminating task %s (%s)", task.task_id, signal_name)
-    process.doomed = {"exc_type": "TaskRevokedError", "exc_message": ["terminated"], "exc_module": "celery.exceptions"}
-    # a process leaves the signals that stop a worker to its supervisor, so here they become the one that stops it
-    process.kill(signal.SIGKILL if number in _STOPPING else number)
+    # a process leaves the signals that stop a worker to its supervisor, and others need not end it; so most become the one that does
+    process.end_task(task.task_id, "TaskRevokedError", "terminated", signum=number if number in _DEADLY else signal.SIGKILL)
 
 
-_STOPPING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGKILL})
+_DEADLY = frozenset({signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP})
+"""Signals that end a process with more ado than SIGKILL: a core dump, the tracebacks of faulthandler."""
 
 
 def rate_limit(supervisor: Supervisor, task_name: str, rate_limit: str | float | None) -> dict[str, str]:

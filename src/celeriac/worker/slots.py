@@ -4,6 +4,7 @@ With it the supervisor sees, while the process is deep in C code that holds the 
 but not settled. The process writes; the supervisor reads, and writes only the two words that command (`generation`, `stop`) and its answer to a harvest.
 
     header                     generation · stop │ harvested · taken · kept │ state · batch size · outcomes · bytes of them · tasks done
+                               number of the batch (odd while it is open) · batch of the last harvest
     place 0 … concurrency-1    started, soft and hard deadline (seconds of the monotonic clock), position in the batch, id
     ring                       finished, unsettled outcomes of this batch: length and JSON of each Settlement
 
@@ -35,12 +36,15 @@ _DONE = struct.Struct("<Q")
 _LENGTH = struct.Struct("<I")
 _PLACE = struct.Struct("<dddIH1018s")
 _PLACE_LENGTH = struct.Struct("<H")
+_SOFT = struct.Struct("<d")
 
 _COMMAND_AT = 0
 _ANSWER_AT = 8
 _STATE_AT = 20
 _BATCH_AT = 24
 _DONE_AT = 40
+_NUMBER_AT = 48
+_HARVESTED_AT = 52
 _PLACES_AT = 64
 _PLACE_BYTES = 1048
 _PLACE_LENGTH_AT = 28
@@ -92,6 +96,7 @@ class Page:
         self.fd = fd
         self._outcomes = 0
         self._used = 0
+        self._number = 0
 
     @classmethod
     def create(cls, places: int) -> Page:
@@ -116,10 +121,20 @@ class Page:
         _STATE.pack_into(self._memory, _STATE_AT, state)
 
     def begin_batch(self, size: int) -> None:
-        """The ring is empty from here; call it once the former batch is settled."""
+        """The ring is empty from here; call it once the former batch is settled. Look at `command` before this: to a later one the supervisor
+        will expect an answer."""
+        self.end_batch()
         self._outcomes = self._used = 0
         _BATCH.pack_into(self._memory, _BATCH_AT, size, 0, 0)
-        _LENGTH.pack_into(self._memory, _ANSWER_AT + 4, 0)
+        if size:
+            self._number += 1
+            _LENGTH.pack_into(self._memory, _NUMBER_AT, self._number & 0xFFFFFFFF)
+
+    def end_batch(self) -> None:
+        """What is finished is about to be settled: from here no harvest takes of it. Look at `command` after this: one may be under way."""
+        if self._number & 1:
+            self._number += 1
+            _LENGTH.pack_into(self._memory, _NUMBER_AT, self._number & 0xFFFFFFFF)
 
     def start(self, place: int, task_id: str, position: int, started_at: float, soft_deadline: float, hard_deadline: float) -> None:
         """A task is about to run. Look at `command` after this, not before: then either the supervisor sees the task, or we see the command."""
@@ -150,6 +165,10 @@ class Page:
         _WORDS.pack_into(self._memory, _BATCH_AT + 4, self._outcomes, end)
         return True
 
+    def soft_limit_raised(self, place: int) -> None:
+        """The task at this place has been told of its soft limit."""
+        _SOFT.pack_into(self._memory, _PLACES_AT + place * _PLACE_BYTES + 8, 0.0)
+
     def clear(self, place: int) -> None:
         """Nothing runs at this place any more."""
         _PLACE_LENGTH.pack_into(self._memory, _PLACES_AT + place * _PLACE_BYTES + _PLACE_LENGTH_AT, 0)
@@ -171,6 +190,11 @@ class Page:
 
     def state(self) -> ProcessState:
         return ProcessState(_STATE.unpack_from(self._memory, _STATE_AT)[0])
+
+    def batch(self) -> int:
+        """The number of the batch that a harvest may take of; 0 when there is none at the moment."""
+        (number,) = _LENGTH.unpack_from(self._memory, _NUMBER_AT)
+        return int(number) if number & 1 else 0
 
     def hostages(self) -> int:
         """How many of the batch are held up by what runs: not begun, or finished and not settled."""
@@ -195,7 +219,9 @@ class Page:
 
     def taken(self) -> int:
         """How many outcomes of this batch harvests have settled."""
-        return int(_LENGTH.unpack_from(self._memory, _ANSWER_AT + 4)[0])
+        number, harvested = _WORDS.unpack_from(self._memory, _NUMBER_AT)
+        same = harvested and harvested == (number if number & 1 else number - 1)
+        return int(_LENGTH.unpack_from(self._memory, _ANSWER_AT + 4)[0]) if same else 0
 
     def _read_ring(self) -> Iterator[Settlement]:
         _, _, used = _BATCH.unpack_from(self._memory, _BATCH_AT)
@@ -213,9 +239,11 @@ class Page:
         time.sleep(0.0005)
         return int(generation)
 
-    def answer(self, generation: int, harvest: Harvest) -> None:
-        """The harvest is over."""
+    def answer(self, generation: int, harvest: Harvest, batch: int = 0) -> None:
+        """The harvest is over. `batch`: the one of which it took outcomes."""
         _WORDS.pack_into(self._memory, _ANSWER_AT + 4, harvest.taken, harvest.kept)
+        if batch:
+            _LENGTH.pack_into(self._memory, _HARVESTED_AT, batch)
         _LENGTH.pack_into(self._memory, _ANSWER_AT, generation)
 
     def stop(self) -> None:

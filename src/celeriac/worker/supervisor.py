@@ -14,12 +14,13 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from ..contracts.mailbox import Node
+from ..contracts.mailbox import Letter, Node
 from ..core import events
 from ..core.errors import EngineUnavailable, ImproperlyConfigured
 from .leases import NodeLease, this_boot, this_host
@@ -138,6 +139,7 @@ class Supervisor:
         self.upkeep = Upkeep(app.backend)
         self.started_at = time.time()
         self.finished_tasks = 0
+        self._letters: deque[Letter] = deque()
         self._stops = 0
         self._cold = False
         self._restart = False
@@ -185,8 +187,9 @@ class Supervisor:
 
     def _tick(self) -> None:
         try:
-            for letter in self.broker.collect(self.lease.node.id, self._tick_seconds):
-                answer(self, letter)
+            self._letters.extend(self.broker.collect(self.lease.node.id, self._tick_seconds))
+            while self._letters:
+                answer(self, self._letters.popleft())
             if not self.lease.beat():
                 self._begin_again()
             self._bury_the_dead()
@@ -211,15 +214,27 @@ class Supervisor:
         living = [process for process in self.processes.values() if not process.draining]
         if len(living) >= self.target or time.monotonic() < self._not_before:
             return
+        if self.plan.node != self.lease.node.id:
+            self.plan = structs.replace(self.plan, node=self.lease.node.id)
         for _ in range(self.target - len(living)):
             number = next(number for number in range(1, len(self.processes) + 2) if number not in self.processes)
-            self.processes[number] = Process(structs.replace(self.plan, process=number), self.app)
+            try:
+                self.processes[number] = Process(structs.replace(self.plan, process=number), self.app, [*self.processes.values()])
+            except OSError as error:
+                logger.error("Process %d cannot be started: %s. Trying again.", number, error)
+                self._not_before = time.monotonic() + RESTART_PAUSE_SECONDS
+                return
 
     def _bury_the_dead(self) -> None:
         """Settles what dead processes leave. What cannot be settled now (the engine is away) is tried again at the next tick."""
-        for process in [process for process in self.processes.values() if process.ended()]:
+        dead = [process for process in self.processes.values() if process.ended()]
+        for process in dead:
             del self.processes[process.number]
             self.unrecovered.append(process)
+        if any(process.exit_code == EXIT_LEASE_LOST for process in dead):
+            self._begin_again()
+            return
+        for process in dead:
             self._consider_end(process)
         while self.unrecovered:
             process = self.unrecovered[0]
@@ -229,10 +244,7 @@ class Supervisor:
             del self.unrecovered[0]
 
     def _consider_end(self, process: Process) -> None:
-        if process.exit_code in (EXIT_OK, EXIT_RECYCLED) or process.doomed or process.interrupted:
-            return
-        if process.exit_code == EXIT_LEASE_LOST:
-            self._begin_again()
+        if process.exit_code in (EXIT_OK, EXIT_RECYCLED) or process.doom is not None or process.interrupted:
             return
         logger.warning("Process %d (pid %d) ended with exit code %s; it is replaced.", process.number, process.pid, process.exit_code)
         if process.page.state() == ProcessState.STARTING:
@@ -316,14 +328,15 @@ class Supervisor:
         self._cold = self._cold or how == "cold"
         if self._stops == 1:
             self._deadline = time.monotonic() + self.soft_shutdown_seconds
-            for process in self.processes.values():
-                process.drain()
+        # A signal handler calls this, maybe while a process is being started: so they are told between two ticks.
 
     def _stopped(self) -> bool:
         if not self._stops:
             return False
-        if self._stops == 1 or self._cold:
-            self._announce_stop()
+        self._announce_stop()
+        for process in self.processes.values():
+            if not process.draining:
+                process.drain()
         if self._cold or time.monotonic() > self._deadline:
             self._kill_all()
         return not self.processes and not self.unrecovered
@@ -346,8 +359,9 @@ class Supervisor:
     def _kill_all(self) -> None:
         """What still runs is given back, as interrupted: no retry is used, no crash counted."""
         for process in self.processes.values():
-            process.interrupted = True
-            process.kill()
+            if not process.ended():
+                process.interrupted = process.doom is None
+                process.kill()
         for process in self.processes.values():
             _wait_for_end(process)
         try:

@@ -103,6 +103,8 @@ class Worker:
         self.max_tasks = max_tasks
         self.batch_size = BatchSize()
         self.done = 0
+        self._generation = 0
+        """The supervisor's word when the batch began."""
         self.trouble = Trouble(logger, "The engine")
 
     def run(self) -> int:
@@ -149,6 +151,7 @@ class Worker:
                 continue
             self.trouble.over()
             self._report(refused)
+            self._generation, _ = self.page.command()
             self.page.begin_batch(len(deliveries))
             if deliveries:
                 self.batch_size.came(len(deliveries))
@@ -185,7 +188,7 @@ class Worker:
     def _run_batch(self, deliveries: list[Delivery]) -> list[Settlement]:
         """Runs a batch, as far as the supervisor lets us, and returns what is to be settled."""
         page = self.page
-        generation, _ = page.command()
+        generation = self._generation
         finished: list[Settlement] = []
         began = time.monotonic()
         for position, delivery in enumerate(deliveries):
@@ -193,21 +196,22 @@ class Worker:
             command, stop = page.command()
             if stop or command != generation or os.getppid() != self.supervisor_pid:
                 page.clear(0)
+                if position:
+                    self.batch_size.ran(position, time.monotonic() - began)
                 return self._give_back(deliveries, position, finished, generation)
             settlement = self._run_one(delivery)
             finished.append(settlement)
             if not page.finish(settlement):
-                self._settle(finished)
+                page.end_batch()
+                self._settle(self._unharvested(finished, generation)[0])
                 finished = []
                 page.begin_batch(len(deliveries) - position)
             page.clear(0)
             self.done += 1
         page.count(self.done)
         self.batch_size.ran(len(deliveries), time.monotonic() - began)
-        command, _ = page.command()
-        if command != generation:
-            return self._give_back(deliveries, len(deliveries), finished, generation)
-        return finished
+        page.end_batch()
+        return self._unharvested(finished, generation)[0]
 
     def _run_one(self, delivery: Delivery) -> Settlement:
         try:
@@ -230,19 +234,24 @@ class Worker:
     def _give_back(self, deliveries: list[Delivery], position: int, finished: list[Settlement], generation: int) -> list[Settlement]:
         """We stand before `position`, told to stop or harvested, or orphaned. Returns what is ours to settle."""
         self._check_supervisor()
-        page = self.page
-        page.count(self.done)
-        command, stop = page.command()
+        self.page.count(self.done)
+        self.page.end_batch()
         unstarted = deliveries[position:]
-        if command != generation:
-            harvest = self._await_harvest(command)
-            if harvest.kept != EVERYTHING:
-                finished = finished[harvest.taken :]
-                unstarted = [delivery for delivery in unstarted if delivery is deliveries_at(deliveries, harvest.kept)]
+        finished, harvest = self._unharvested(finished, generation)
+        if harvest is not None and harvest.kept != EVERYTHING:
+            unstarted = [delivery for delivery in unstarted if delivery is deliveries_at(deliveries, harvest.kept)]
         released = [
             Settlement(id=delivery.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt) for delivery in unstarted
         ]
         return [*finished, *released]
+
+    def _unharvested(self, finished: list[Settlement], generation: int) -> tuple[list[Settlement], Harvest | None]:
+        """What no harvest has settled, and the last harvest since that generation, if there was one. The batch has to be closed."""
+        command, _ = self.page.command()
+        if command == generation or not finished:
+            return finished, None if command == generation else self._await_harvest(command)
+        harvest = self._await_harvest(command)
+        return finished[self.page.taken() :], harvest
 
     def _await_harvest(self, generation: int) -> Harvest:
         deadline = time.monotonic() + HARVEST_SECONDS

@@ -49,7 +49,7 @@ def test_a_harvest_takes_outcomes_out(page: Page):
     generation = page.raise_generation()
     assert page.command() == (generation, 0)
     assert page.harvest(generation) is None
-    page.answer(generation, Harvest(taken=1, kept=NOTHING))
+    page.answer(generation, Harvest(taken=1, kept=NOTHING), page.batch())
     assert page.harvest(generation) == Harvest(taken=1, kept=NOTHING)
     page.finish(settlement(1))
     assert page.outcomes() == [settlement(1)]
@@ -63,7 +63,7 @@ def test_hostages_are_all_of_the_batch_but_what_runs_and_what_is_settled(page: P
     page.finish(settlement(0))
     assert page.hostages() == 3
     generation = page.raise_generation()
-    page.answer(generation, Harvest(taken=1, kept=1))
+    page.answer(generation, Harvest(taken=1, kept=1), page.batch())
     assert page.hostages() == 2
     page.begin_batch(1)
     assert page.hostages() == 0
