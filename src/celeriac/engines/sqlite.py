@@ -79,6 +79,9 @@ OPEN_PIPES = 100
 STALE_SECONDS = 60.0
 """A named pipe that is older and that nobody reads belonged to a process that died."""
 
+PAGE_BYTES = 2048
+"""Of a new file. Most transactions change a little in each of three to five pages, and whole pages are what is written: with SQLite's
+own 4096 a publish takes a quarter longer."""
 PRAGMAS = (
     "PRAGMA cache_size = -8000",
     "PRAGMA temp_store = MEMORY",
@@ -935,6 +938,7 @@ class SQLiteEngine:
         return int(version)
 
     def _migrate(self, db: sqlite3.Connection) -> None:
+        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         ((journal_mode,),) = db.execute("PRAGMA journal_mode = WAL").fetchall()
         if journal_mode != "wal":
             raise EngineUnavailable(
