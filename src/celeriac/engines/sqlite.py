@@ -25,7 +25,6 @@ import errno
 import fcntl
 import math
 import os
-import platform
 import select
 import sqlite3
 import stat
@@ -34,7 +33,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
-from hashlib import sha256
 from itertools import count
 from typing import TYPE_CHECKING, Any, assert_never
 from urllib.parse import parse_qsl, unquote
@@ -1516,6 +1514,8 @@ def _name(kind: str, text: str) -> str:
     if len(text) <= 100 and text.isascii() and text.replace("-", "").replace("_", "").replace(".", "").isalnum():
         name = text
     else:
+        from hashlib import sha256  # milliseconds, and seldom needed
+
         name = "#" + sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
     return f"{kind}.{name}" if kind else name
 
@@ -1559,7 +1559,7 @@ def _boot_id() -> str:
             return file.read().strip()
     except OSError:
         pass
-    if platform.system() == "Darwin":
+    if os.uname().sysname == "Darwin":
         import subprocess
 
         with suppress(OSError, subprocess.SubprocessError):
