@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import msgspec
 
 from ..worker.plan import Plan
 
 
-def main() -> int:
+def main() -> NoReturn:
     plan = msgspec.json.decode(sys.argv[1].encode(), type=Plan)
-    return _work(plan, int(sys.argv[2]), int(sys.argv[3]))
+    _work(plan, int(sys.argv[2]), int(sys.argv[3]))
 
 
-def _work(plan: Plan, page_fd: int, control_fd: int) -> int:
+def _work(plan: Plan, page_fd: int, control_fd: int) -> NoReturn:
     from ..worker.logs import setup_logging
-    from ..worker.process import serve
+    from ..worker.process import serve_and_exit
     from ..worker.slots import Page
     from .finder import find_app
 
@@ -24,8 +25,8 @@ def _work(plan: Plan, page_fd: int, control_fd: int) -> int:
     app.import_modules(plan.include)
     app.finalize()
     setup_logging(app, plan.loglevel, plan.logfile)
-    return serve(app, plan, Page.attach(page_fd, plan.places), control_fd)
+    serve_and_exit(app, plan, Page.attach(page_fd, plan.places), control_fd)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -101,8 +101,14 @@ class Executor:
             logger.exception("Message %s could not be handled", delivery.id)
             return self._dead(delivery, error)
 
-    async def arun(self, delivery: Delivery) -> Settlement:
-        """As `run`, for a task that is a coroutine function, in the loop we are in."""
+    async def arun(self, delivery: Delivery, why_cancelled: Callable[[], BaseException | None] = lambda: None) -> Settlement:
+        """As `run`, for a task that is a coroutine function, in the loop we are in.
+
+        When it is cancelled, it ends with what `why_cancelled` says; without a reason, CancelledError goes through.
+        """
+        from asyncio import CancelledError
+
+        started_at = datetime.now(UTC)
         try:
             prepared = self.prepare(delivery)
             if isinstance(prepared, Settlement):
@@ -111,6 +117,11 @@ class Executor:
             self.running[delivery.id] = request
             try:
                 outcome = await acall(task, request)
+            except CancelledError:
+                reason = why_cancelled()
+                if reason is None:
+                    raise
+                outcome = conclude(task, request, reason, started_at)
             finally:
                 del self.running[delivery.id]
             return self.settlement(delivery, task, request, outcome, early)

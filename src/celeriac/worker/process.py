@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 from msgspec import Struct
@@ -86,18 +86,12 @@ class Process:
         pid = os.fork()
         if pid:
             return pid
-        code = 70
         try:
             for process in (self, *self._siblings):
                 process.forget()
-            code = serve(app, self.plan, self.page, control)
-        except BaseException:
-            logger.exception("Process %d could not work", self.number)
-        finally:
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        except OSError:
+            os._exit(70)
+        serve_and_exit(app, self.plan, self.page, control)
 
     def _spawn(self, control: int) -> int:
         plan = msgspec.json.encode(self.plan).decode()
@@ -167,6 +161,20 @@ class Process:
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except OSError:
             return 0
+
+
+def serve_and_exit(app: Celeriac, plan: Plan, page: Page, control: int) -> NoReturn:
+    """The life and the end of a child process. It waits for no thread: what they still run is not its own any more."""
+    code = 70
+    try:
+        code = serve(app, plan, page, control)
+    except BaseException:
+        logger.exception("Process %d could not work", plan.process)
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:

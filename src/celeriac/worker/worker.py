@@ -24,6 +24,8 @@ logger = logging.getLogger("celeriac.worker")
 
 WAIT_SECONDS = 0.25
 """How long an idle process waits before it looks at its supervisor again."""
+WAITS = 8
+"""After so many in vain it looks whether there is work all the same."""
 HARVEST_SECONDS = 5.0
 """How long a process waits for a supervisor that has announced a harvest."""
 RETRY_SECONDS = 0.2
@@ -118,7 +120,7 @@ class Worker:
                     finished = self._run_batch(deliveries)
                 else:
                     finished = []
-                    self._wait()
+                    self._wait_for_work()
             self._settle(finished)
         except Orphaned:
             return EXIT_ORPHANED
@@ -140,17 +142,28 @@ class Worker:
     # -- the engine ------------------------------------------------------------------------------------------------
 
     def _exchange(self, finished: list[Settlement]) -> list[Delivery]:
+        """Settles and reserves. When an answer was lost on its way, what we may have been given with it is asked for."""
         limit = self.batch_size.limit()
         if self.max_tasks is not None:
             limit = min(limit, self.max_tasks - self.done)
+        unanswered = False
         while True:
             try:
-                refused, deliveries = self.settler.exchange(finished, self.queues, limit, self.holder)
+                if unanswered:
+                    self.settler.settle(finished)  # what is refused now had been settled, and only the answer was lost
+                    finished = []
+                    deliveries = self.broker.held(self.holder.node, self.holder.process)
+                    unanswered = False
+                    if not deliveries:
+                        continue
+                else:
+                    refused, deliveries = self.settler.exchange(finished, self.queues, limit, self.holder)
+                    self._report(refused)
             except EngineUnavailable as error:
+                unanswered = True
                 self._pause(error)
                 continue
             self.trouble.over()
-            self._report(refused)
             self._generation, _ = self.page.command()
             self.page.begin_batch(len(deliveries))
             if deliveries:
@@ -167,10 +180,12 @@ class Worker:
         self.trouble.over()
         self.page.begin_batch(0)
 
-    def _wait(self) -> None:
+    def _wait_for_work(self) -> None:
         self.page.set_state(ProcessState.IDLE)
         try:
-            self.broker.wait(self.queues, WAIT_SECONDS)
+            for _ in range(WAITS):
+                if self.broker.wait(self.queues, WAIT_SECONDS) or self._ends():
+                    return
         except EngineUnavailable as error:
             self._pause(error)
 

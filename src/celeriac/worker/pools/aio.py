@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ...core.errors import EngineUnavailable, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
-from ...core.message import Delivery, Holder, Settlement
+from ...core.message import Delivery, Holder
 from ..executor import Executor
 from ..plan import Plan
 from ..slots import Page
@@ -30,8 +30,11 @@ class Coroutines:
         self.control = control
         self.pump = Pump(plan, settler, executor, page, holder, start=self._start)
         self.loop: asyncio.AbstractEventLoop
+        self.tasks: set[asyncio.Task[None]] = set()
         self.running: dict[str, asyncio.Task[None]] = {}
-        self.revoked: set[str] = set()
+        """Those that have begun, by the id of their task."""
+        self.reasons: dict[str, BaseException] = {}
+        """Why those of them were cancelled that we have cancelled."""
         self.threads = ThreadPoolExecutor(min(plan.places, PLAIN_FUNCTION_THREADS), thread_name_prefix="task")
 
     def run(self) -> int:
@@ -49,9 +52,11 @@ class Coroutines:
         def work() -> None:
             taking = threading.Thread(target=self.pump.take, name="take")
             taking.start()
-            self.pump.settle()
-            taking.join()
-            self.loop.call_soon_threadsafe(done.set_result, None)
+            try:
+                self.pump.settle()
+                taking.join()
+            finally:
+                self.loop.call_soon_threadsafe(done.set_result, None)
 
         threading.Thread(target=work, name="settle").start()
         await done
@@ -62,44 +67,46 @@ class Coroutines:
 
     def _start_here(self, pairs: list[tuple[int, Delivery]]) -> None:
         for place, delivery in pairs:
-            self.running[delivery.id] = self.loop.create_task(self._run(place, delivery))
+            task = self.loop.create_task(self._run(place, delivery))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
 
     async def _run(self, place: int, delivery: Delivery) -> None:
         hard, soft = self.pump.mark(place, delivery)
-        timer: asyncio.TimerHandle | None = None
-        limits = [limit for limit in (soft, hard) if limit]
-        if limits:
-            myself = asyncio.current_task()
-            assert myself is not None
-            timer = self.loop.call_later(min(limits), myself.cancel)
+        myself = asyncio.current_task()
+        assert myself is not None
+        self.running[delivery.id] = myself
+        timers: list[asyncio.TimerHandle] = []
+        if soft:
+            timers.append(self.loop.call_later(soft, self._end, delivery.id, SoftTimeLimitExceeded(soft)))
+        if hard:
+            timers.append(self.loop.call_later(hard, self._end, delivery.id, TimeLimitExceeded(hard)))
         try:
-            self.pump.finished(place, await self.executor.arun(delivery))
-        except asyncio.CancelledError:
-            self.pump.finished(place, self._cancelled(delivery, hard, soft))
+            self.pump.finished(place, await self.executor.arun(delivery, lambda: self.reasons.get(delivery.id)))
         except EngineUnavailable:
             self.pump.abandon(place, delivery)
+        except asyncio.CancelledError:  # by the end of the loop: the delivery is not ours any more
+            raise
         except BaseException:
             logger.exception("The loop could not run %s", delivery.id)
             self.pump.abandon(place, delivery)
         finally:
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
             self.running.pop(delivery.id, None)
-            self.revoked.discard(delivery.id)
-
-    def _cancelled(self, delivery: Delivery, hard: float | None, soft: float | None) -> Settlement:
-        if delivery.id in self.revoked:
-            return self.executor.concluded(delivery, TaskRevokedError("terminated"))
-        if soft and (not hard or soft <= hard):
-            return self.executor.concluded(delivery, SoftTimeLimitExceeded(soft))
-        return self.executor.concluded(delivery, TimeLimitExceeded(hard))
+            self.reasons.pop(delivery.id, None)
 
     def _act(self, command: dict[str, Any]) -> None:
         if "cancel" in command:
-            self.loop.call_soon_threadsafe(self._cancel, command["cancel"])
+            self.loop.call_soon_threadsafe(self._end, command["cancel"], TaskRevokedError("terminated"))
 
-    def _cancel(self, task_id: str) -> None:
-        task = self.running.get(task_id)
-        if task is not None:
-            self.revoked.add(task_id)
-            task.cancel()
+    def _end(self, task_id: str, error: BaseException) -> None:
+        """Cancels a coroutine. A plain function, which runs in a thread, can only be told of a revoke, as in --pool=threads."""
+        running, request = self.running.get(task_id), self.executor.running.get(task_id)
+        if running is None or request is None:
+            return
+        if request.running is None or request.running.is_async:
+            self.reasons[task_id] = error
+            running.cancel()
+        elif isinstance(error, TaskRevokedError):
+            request.ended_by = error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 from ...core.errors import EngineUnavailable, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
@@ -28,7 +27,7 @@ class Greenlets:
         self.control = control
         self.pump = Pump(plan, settler, executor, page, holder, start=self._start)
         self.running: dict[str, Any] = {}
-        self.spawn, self.timeout, self.throw = _gevent() if plan.pool == "gevent" else _eventlet()
+        self.spawn, self.later = _gevent() if plan.pool == "gevent" else _eventlet()
 
     def run(self) -> int:
         """Works until told to stop."""
@@ -45,11 +44,13 @@ class Greenlets:
 
     def _run(self, place: int, delivery: Delivery) -> None:
         hard, soft = self.pump.mark(place, delivery)
+        cancels: list[Callable[[], object]] = []
+        if soft:
+            self._end_later(soft, delivery.id, SoftTimeLimitExceeded(soft), cancels)
+        if hard:
+            self._end_later(hard, delivery.id, TimeLimitExceeded(hard), cancels)
         try:
-            with self.timeout(soft, SoftTimeLimitExceeded(soft)), self.timeout(hard, TimeLimitExceeded(hard)):
-                self.pump.finished(place, self.executor.run(delivery))
-        except (SoftTimeLimitExceeded, TimeLimitExceeded, TaskRevokedError) as error:  # it came between two lines of ours
-            self.pump.finished(place, self.executor.concluded(delivery, error))
+            self.pump.finished(place, self.executor.run(delivery))
         except EngineUnavailable:
             self.pump.abandon(place, delivery)
         except BaseException:
@@ -57,25 +58,54 @@ class Greenlets:
             self.pump.abandon(place, delivery)
         finally:
             self.running.pop(delivery.id, None)
+            for cancel in cancels:
+                cancel()
+
+    def _end_later(self, seconds: float, task_id: str, error: BaseException, cancels: list[Callable[[], object]]) -> None:
+        cancels.append(self.later(seconds, self._end, task_id, self.running.get(task_id), error, cancels))
+
+    def _end(self, task_id: str, greenlet: Any, error: BaseException, cancels: list[Callable[[], object]]) -> None:
+        """Raises in a greenlet, while its task's own code waits; not in ours, so it may take another look. Called by the hub, beside all greenlets."""
+        running, request = self.running.get(task_id), self.executor.running.get(task_id)
+        if running is None or running is not greenlet:
+            return
+        if request is None or not request.exposed:
+            self._end_later(AGAIN_SECONDS, task_id, error, cancels)
+            return
+        request.ended_by = error
+        running.throw(error)
 
     def _act(self, command: dict[str, Any]) -> None:
-        greenlet = self.running.get(command.get("cancel", ""))
-        if greenlet is not None:
-            self.throw(greenlet, TaskRevokedError("terminated"))
+        task_id = command.get("cancel", "")
+        if task_id in self.running:
+            self._end_later(0.0, task_id, TaskRevokedError("terminated"), [])
 
+
+AGAIN_SECONDS = 0.05
 
 Spawn = Callable[..., Any]
-Timeout = Callable[[float | None, BaseException], AbstractContextManager[Any]]
-Throw = Callable[[Any, BaseException], None]
+Later = Callable[..., Callable[[], object]]
+"""Calls a function in so many seconds, in the hub. Returns what takes that back."""
 
 
-def _gevent() -> tuple[Spawn, Timeout, Throw]:
+def _gevent() -> tuple[Spawn, Later]:
     import gevent
 
-    return gevent.spawn, gevent.Timeout, lambda greenlet, error: greenlet.kill(error, block=False)
+    def later(seconds: float, function: Callable[..., Any], *arguments: Any) -> Callable[[], object]:
+        timer = gevent.get_hub().loop.timer(seconds)
+        timer.start(function, *arguments)
+        close: Callable[[], object] = timer.close
+        return close
+
+    return gevent.spawn, later
 
 
-def _eventlet() -> tuple[Spawn, Timeout, Throw]:
+def _eventlet() -> tuple[Spawn, Later]:
     import eventlet
+    from eventlet.hubs import get_hub
 
-    return eventlet.spawn, eventlet.Timeout, lambda greenlet, error: greenlet.kill(error)
+    def later(seconds: float, function: Callable[..., Any], *arguments: Any) -> Callable[[], object]:
+        cancel: Callable[[], object] = get_hub().schedule_call_global(seconds, function, *arguments).cancel
+        return cancel
+
+    return eventlet.spawn, later

@@ -18,7 +18,7 @@ _PATCH = {
 
 def start_line(pool: str) -> str:
     """The program, for `python -c`, of a spawned process of this pool."""
-    run = "import sys; from celeriac.cli.spawned import main; sys.exit(main())"
+    run = "from celeriac.cli.spawned import main; main()"
     return f"{_PATCH[pool]}; {run}" if pool in _PATCH else run
 
 

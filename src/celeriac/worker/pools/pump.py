@@ -24,11 +24,14 @@ from ..executor import Executor
 from ..plan import Plan
 from ..slots import Page, ProcessState
 from ..trouble import Trouble
-from ..worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_ORPHANED, EXIT_RECYCLED, RETRY_SECONDS, WAIT_SECONDS, Settler
+from ..worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_ORPHANED, EXIT_RECYCLED, RETRY_SECONDS, WAIT_SECONDS, WAITS, Settler
 
 logger = logging.getLogger("celeriac.worker")
 
 LARGEST_RESERVATION = 64
+EXIT_BROKEN = 70
+_AT_ONCE = frozenset({EXIT_ORPHANED, EXIT_LEASE_LOST, EXIT_BROKEN})
+"""The exit codes of a process that waits for nothing more: it can settle nothing."""
 Start = Callable[[list[tuple[int, Delivery]]], None]
 
 
@@ -48,9 +51,12 @@ class Pump:
         self.start = start
         self.exit_code = EXIT_OK
         self.done = 0
+        self.begun = 0
         self._free = list(range(plan.places))
         self._changed = threading.Condition()
         self._finished: deque[Settlement] = deque()
+        self._in_hand: set[str] = set()
+        """Ids that were reserved and are not settled."""
         self._taking = True
         self._trouble = Trouble(logger, "The engine")
 
@@ -90,7 +96,11 @@ class Pump:
                 places = self._free_places()
                 if not places:
                     continue
-                deliveries = self._reserve(len(places))
+                try:
+                    deliveries = self._reserve(len(places))
+                except BaseException:
+                    self._give_back_places(places)
+                    raise
                 self._start(places, deliveries)
                 if not deliveries:
                     self.page.set_state(ProcessState.IDLE)
@@ -99,7 +109,7 @@ class Pump:
             self.exit_code = EXIT_LEASE_LOST
         except Exception:
             logger.exception("Process %d cannot go on", self.plan.process)
-            self.exit_code = 70
+            self.exit_code = EXIT_BROKEN
         finally:
             with self._changed:
                 self._taking = False
@@ -107,19 +117,27 @@ class Pump:
 
     def settle(self) -> None:
         """Settles what is finished until nothing more can come. Runs in a thread of its own."""
+        try:
+            self._settle_all()
+        except Exception:
+            logger.exception("Process %d cannot settle", self.plan.process)
+            self.exit_code = EXIT_BROKEN
+
+    def _settle_all(self) -> None:
         while True:
             with self._changed:
                 while not self._finished:
                     if not self._taking and len(self._free) == self.plan.places:
                         return
-                    if self.exit_code in (EXIT_ORPHANED, EXIT_LEASE_LOST):
+                    if self.exit_code in _AT_ONCE:
                         return
                     self._changed.wait(WAIT_SECONDS)
                 batch = list(self._finished)
             self._settle(batch)
             with self._changed:
-                for _ in batch:
+                for settlement in batch:
                     self._finished.popleft()
+                    self._in_hand.discard(settlement.id)
                 self.page.begin_batch(0)
                 for settlement in self._finished:
                     self.page.finish(settlement)
@@ -141,13 +159,18 @@ class Pump:
                 time.sleep(RETRY_SECONDS)
 
     def _ends(self) -> bool:
+        if self.exit_code in _AT_ONCE:
+            return True
         if os.getppid() != self.plan.supervisor_pid:
             self.exit_code = EXIT_ORPHANED
             return True
-        if self.plan.max_tasks is not None and self.done >= self.plan.max_tasks:
+        if self.plan.max_tasks is not None and self.begun >= self.plan.max_tasks:
             self.exit_code = EXIT_RECYCLED
             return True
         return bool(self.page.command()[1])
+
+    def _stops(self) -> bool:
+        return self.exit_code in _AT_ONCE or bool(self.page.command()[1])
 
     def _free_places(self) -> list[int]:
         """Takes the free places; waits a moment when there are none."""
@@ -161,16 +184,29 @@ class Pump:
 
     def _reserve(self, limit: int) -> list[Delivery]:
         if self.plan.max_tasks is not None:
-            limit = min(limit, max(1, self.plan.max_tasks - self.done))
+            limit = min(limit, max(1, self.plan.max_tasks - self.begun))
+        unanswered = False
         while not self._ends():
             try:
-                deliveries = self.broker.reserve(self.plan.queues, limit=limit, holder=self.holder)
-                self._trouble.over()
-                return deliveries
+                deliveries = self._overlooked() if unanswered else self.broker.reserve(self.plan.queues, limit=limit, holder=self.holder)
             except EngineUnavailable as error:
+                unanswered = True
                 self._trouble.seen(error)
                 time.sleep(RETRY_SECONDS)
+                continue
+            self._trouble.over()
+            if unanswered and not deliveries:
+                unanswered = False
+                continue
+            self.begun += len(deliveries)
+            self._in_hand.update(delivery.id for delivery in deliveries)
+            return deliveries
         return []
+
+    def _overlooked(self) -> list[Delivery]:
+        """What the engine has given us with an answer that was lost on its way."""
+        known = set(self._in_hand)  # first: what is settled meanwhile was ours, and is not overlooked
+        return [delivery for delivery in self.broker.held(self.holder.node, self.holder.process) if delivery.id not in known]
 
     def _start(self, places: list[int], deliveries: list[Delivery]) -> None:
         suspects = [delivery for delivery in deliveries if delivery.crashes and self.plan.places > 1]
@@ -181,26 +217,32 @@ class Pump:
         unused = places[len(others) :]
         while suspects:
             self._run_alone(unused, suspects.pop(0))
+        self._give_back_places(unused)
+
+    def _give_back_places(self, places: list[int]) -> None:
         with self._changed:
-            self._free.extend(unused)
+            self._free.extend(places)
+            self._changed.notify_all()
 
     def _run_alone(self, unused: list[int], suspect: Delivery) -> None:
         """Waits until nothing else runs, starts the suspect, and lets nothing start before its end."""
         place = unused.pop()
         with self._changed:
-            while self.plan.places > len(self._free) + len(unused) + 1 and not self.page.command()[1]:
+            while self.plan.places > len(self._free) + len(unused) + 1 and not self._stops():
                 self._changed.wait(WAIT_SECONDS)
-        if self.page.command()[1]:
+        if self._stops():
             self.abandon(place, suspect)
             return
         self.start([(place, suspect)])
         with self._changed:
-            while place not in self._free and not self.page.command()[1]:
+            while place not in self._free and not self._stops():
                 self._changed.wait(WAIT_SECONDS)
 
     def _wait(self) -> None:
         try:
-            self.broker.wait(self.plan.queues, WAIT_SECONDS)
+            for _ in range(WAITS):
+                if self.broker.wait(self.plan.queues, WAIT_SECONDS) or self._ends():
+                    return
         except EngineUnavailable as error:
             self._trouble.seen(error)
             time.sleep(RETRY_SECONDS)
