@@ -25,6 +25,7 @@ import errno
 import fcntl
 import math
 import os
+import posix  # for read and write that never wait: in `os`, eventlet replaces them
 import select
 import sqlite3
 import stat
@@ -1279,7 +1280,7 @@ class _Pipes:
                 self._ring(os.path.join(self._directory, _name("queue", queue)))
             elif (fd := self._queue(queue)) is not None:
                 with suppress(BlockingIOError):  # a full pipe holds tokens enough
-                    os.write(fd, b"!")
+                    posix.write(fd, b"!")
 
     def ring_boxes(self, addresses: Iterable[str]) -> None:
         for address in addresses:
@@ -1406,7 +1407,7 @@ class _Pipes:
             return
         try:
             if token:
-                os.write(fd, token)
+                posix.write(fd, token)
         except OSError:
             pass
         finally:
@@ -1431,7 +1432,7 @@ class _Subscription:
         if self._spare is None:
             # Always readable: its owner asks `changed` in a loop, which is all that can be done here.
             self._spare = os.pipe()
-            os.write(self._spare[1], b"!")
+            posix.write(self._spare[1], b"!")
         return self._spare[0]
 
     def changed(self, timeout_seconds: float = 0.0) -> bool:
@@ -1496,7 +1497,7 @@ def _poll(fds: Sequence[int | None], deadline: float) -> bool:
     found = False
     for fd in open_fds:
         with suppress(OSError):
-            found = bool(os.read(fd, 65536)) or found
+            found = bool(posix.read(fd, 65536)) or found
     return found
 
 

@@ -8,6 +8,8 @@ import shutil
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -530,6 +532,46 @@ class TestWaking:
         before = len(os.listdir("/dev/fd"))
         engine.publish([message(f"m{number}", queue=f"q{number}") for number in range(50)])
         assert len(os.listdir("/dev/fd")) <= before + 5
+
+
+GREEN = """
+import sys, time
+if sys.argv[1] == "gevent":
+    from gevent import monkey, sleep, spawn
+    monkey.patch_all()
+else:
+    import eventlet
+    from eventlet import sleep, spawn
+    eventlet.monkey_patch()
+from msgspec import Raw
+from celeriac.core.message import Message, Record
+from celeriac.engines.sqlite import SQLiteEngine
+
+engine = SQLiteEngine(sys.argv[2])
+assert engine.collect("nobody") == []
+
+def later():
+    sleep(0.05)
+    engine.publish([Message(id="a", task="t", body=Raw(b"[[], {}, {}]"))])
+    sleep(0.05)
+    engine.store([Record(task_id="a", status="SUCCESS")])
+
+subscription = engine.subscribe(["a"])
+spawn(later)
+started = time.monotonic()
+assert engine.wait(["celery"], 20)
+assert subscription.changed(20)
+assert not subscription.changed()
+assert time.monotonic() - started < 0.9, "the net caught it"
+"""
+
+
+@pytest.mark.parametrize("library", ["gevent", "eventlet"])
+def test_greenlets_go_on_while_one_waits(library: str, path: Path) -> None:
+    pytest.importorskip(library)
+    source = Path(sqlite.__file__).parents[2]
+    command = [sys.executable, "-W", "ignore", "-c", GREEN, library, f"sqlite:///{path}"]
+    subprocess.run(command, check=True, timeout=60, env={**os.environ, "PYTHONPATH": str(source)})
 
 
 class TestTidiness:
