@@ -19,7 +19,15 @@ from msgspec import Raw, json, structs
 from ..contracts.broker import Broker
 from ..contracts.results import ResultBackend
 from ..core import events, states
-from ..core.errors import EngineUnavailable, NotRegistered, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from ..core.errors import (
+    EngineUnavailable,
+    NotRegistered,
+    Reject,
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from ..core.message import Attempt, Delivery, Lease, Message, Record, Settlement, Verdict
 from ..core.serialize import decode_body, decode_exception, encode_exception, encode_value
 from ..tasks.producer import Producer
@@ -296,15 +304,17 @@ class Executor:
         return bool(task.acks_on_failure_or_timeout if own is None else own)
 
     def _record(self, task: Task[Any, Any], request: Request, outcome: Outcome) -> Record | None:
-        state = outcome.state
+        state, error = outcome.state, outcome.error
+        if state == states.REJECTED and not outcome.requeue:  # a dead letter: nobody should wait for it for ever
+            state, error = states.FAILURE, Reject(outcome.reason)
         if state in (states.IGNORED, states.REJECTED):
             return None
         if request.ignore_result and not (state == states.FAILURE and self._stores_errors(task)):
             return None
         message = request.message
         result = outcome.encoded if outcome.encoded is not None else Raw(b"null")
-        if outcome.error is not None:
-            result = encode_exception(outcome.error)
+        if error is not None:
+            result = encode_exception(error)
         return Record(
             task_id=message.id,
             status=state,

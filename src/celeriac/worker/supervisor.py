@@ -189,7 +189,10 @@ class Supervisor:
         try:
             self._letters.extend(self.broker.collect(self.lease.node.id, self._tick_seconds))
             while self._letters:
-                answer(self, self._letters.popleft())
+                letter = self._letters.popleft()
+                # the engine's own letter is not remote control: it is how a revoke reaches a running task
+                if letter.method == "terminate" or self.app.conf.worker_enable_remote_control:
+                    answer(self, letter)
             if not self.lease.beat():
                 self._begin_again()
             self._bury_the_dead()
