@@ -103,7 +103,7 @@ worker_soft_shutdown_timeout); twice: give back what runs, now; QUIT: at once.
 @click.option("--soft-time-limit", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Raise SoftTimeLimitExceeded in it.")
 @click.option("--max-tasks-per-child", type=click.IntRange(1), metavar="N", help="A new process after so many tasks.")
 @click.option("--max-memory-per-child", type=Memory(1), metavar="KIB", help="A new process when one holds more memory than this.")
-@click.option("--pool-start-method", "start_method", type=click.Choice(("fork", "spawn")), default="fork", help="How processes start.")
+@click.option("--pool-start-method", "start_method", type=click.Choice(("fork", "spawn")), help="How processes start. Default: fork.")
 @click.option("--soft-shutdown-timeout", type=click.FloatRange(0), metavar="SECONDS", help="How long TERM waits for what runs.")
 @click.option("-E", "--task-events", "--events", is_flag=True, help="Tell of each task's life, for monitors.")
 @click.option("--purge", "--discard", is_flag=True, help="Throw away all waiting tasks of these queues first. There is no undo.")
@@ -205,7 +205,7 @@ def _options(session: Session, app: Celeriac, given: dict[str, Any], node: str, 
         autoscale=given["autoscale"],
         time_limit=given["time_limit"],
         soft_time_limit=given["soft_time_limit"],
-        start_method=given["start_method"],
+        start_method=given["start_method"] or app.conf.worker_pool_start_method,
         loglevel=given["loglevel"].upper(),
         logfile=logfile,
         purge=given["purge"],

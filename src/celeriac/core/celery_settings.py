@@ -9,6 +9,7 @@ _BACKEND = "There is no such result backend here. Results are kept in the broker
 _DATABASE = "Results in a database need no SQLAlchemy: give a URL as result_backend, for example sqlite:///results.db."
 _CONTROL = "Remote control travels through the engine's mailboxes, which need no queues of their own."
 _EVENTS = "What workers tell travels through the engine's mailboxes, which need no queues of their own."
+_TOLD = "Where each task is, and what became of it, is read from the engine; nobody has to be told."
 _REDIS = "Write it into the URL (redis://user:password@host:port/db?socket_timeout=5), or into broker_transport_options."
 _RECONNECT = "A worker that has lost its broker keeps trying until it is there again or the worker is stopped."
 _JOINS = "Joins are counted by the engine; nobody polls for them."
@@ -43,6 +44,10 @@ MEANINGLESS: dict[str, tuple[str, str]] = {
     "broker_connection_max_retries": ("BROKER_CONNECTION_MAX_RETRIES", _RECONNECT),
     "broker_connection_retry": ("BROKER_CONNECTION_RETRY", _RECONNECT),
     "broker_connection_retry_on_startup": ("", _RECONNECT),
+    "broker_connection_timeout": (
+        "BROKER_CONNECTION_TIMEOUT",
+        "A call waits for its engine for at most broker_publish_timeout, and a worker for as long as it takes.",
+    ),
     "broker_failover_strategy": ("BROKER_FAILOVER_STRATEGY", "Several addresses of one broker are tried in their order."),
     "broker_heartbeat": (
         "BROKER_HEARTBEAT",
@@ -86,6 +91,7 @@ MEANINGLESS: dict[str, tuple[str, str]] = {
     "elasticsearch_retry_on_timeout": ("CELERY_ELASTICSEARCH_RETRY_ON_TIMEOUT", _BACKEND),
     "elasticsearch_save_meta_as_text": ("CELERY_ELASTICSEARCH_SAVE_META_AS_TEXT", _BACKEND),
     "elasticsearch_timeout": ("CELERY_ELASTICSEARCH_TIMEOUT", _BACKEND),
+    "enable_utc": ("CELERY_ENABLE_UTC", "Times are UTC wherever they travel; people see them in the zone that timezone names."),
     "event_exchange": ("CELERY_EVENT_EXCHANGE", _EVENTS),
     "event_queue_durable": ("CELERY_EVENT_QUEUE_DURABLE", _EVENTS),
     "event_queue_exclusive": ("CELERY_EVENT_QUEUE_EXCLUSIVE", _EVENTS),
@@ -121,6 +127,7 @@ MEANINGLESS: dict[str, tuple[str, str]] = {
     "result_compression": ("CELERY_RESULT_COMPRESSION", "Results are stored as they are."),
     "result_exchange": ("CELERY_RESULT_EXCHANGE", "Results do not travel through exchanges."),
     "result_exchange_type": ("CELERY_RESULT_EXCHANGE_TYPE", "Results do not travel through exchanges."),
+    "result_extended": ("CELERY_RESULT_EXTENDED", "A result always has its task's name, arguments, worker, queue and retries."),
     "result_failure_expires": ("CELERY_RESULT_FAILURE_EXPIRES", "Failures are kept as long as other results, see result_expires."),
     "result_persistent": ("CELERY_RESULT_PERSISTENT", "Results are as durable as their engine."),
     "s3_access_key_id": ("", _BACKEND),
@@ -145,6 +152,7 @@ MEANINGLESS: dict[str, tuple[str, str]] = {
     "task_reject_on_worker_lost": ("CELERY_REJECT_ON_WORKER_LOST", _CRASH),
     "task_remote_tracebacks": ("CELERY_REMOTE_TRACEBACKS", "The traceback is in AsyncResult.traceback, as text."),
     "task_retry_on_worker_lost": ("CELERY_RETRY_ON_WORKER_LOST", _CRASH),
+    "task_send_sent_event": ("CELERY_SEND_TASK_SENT_EVENT", _TOLD),
     "worker_agent": ("CELERYD_AGENT", _PARTS),
     "worker_autoscaler": ("CELERYD_AUTOSCALER", _PARTS),
     "worker_cancel_long_running_tasks_on_connection_loss": (
@@ -167,6 +175,7 @@ MEANINGLESS: dict[str, tuple[str, str]] = {
     "worker_pool_restarts": ("CELERYD_POOL_RESTARTS", "Processes can always be replaced by remote control."),
     "worker_prefetch_multiplier": ("CELERYD_PREFETCH_MULTIPLIER", _PREFETCH),
     "worker_proc_alive_timeout": ("CELERYD_PROC_ALIVE_TIMEOUT", "A process that does not start is replaced."),
+    "worker_send_task_events": ("CELERY_SEND_EVENTS", _TOLD),
     "worker_state_db": ("CELERYD_STATE_DB", "Revocations are kept by the engine, and last over restarts."),
     "worker_timer": ("CELERYD_TIMER", _PARTS),
     "worker_timer_precision": ("CELERYD_TIMER_PRECISION", "Tasks with an ETA wait in the engine, not in a worker."),

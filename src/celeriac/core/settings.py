@@ -274,9 +274,6 @@ class Settings:
         _MAPPING, _EMPTY, "Options of the broker's engine.", old="BROKER_TRANSPORT_OPTIONS"
     )
     broker_use_ssl: Any = _setting(_ANYTHING, False, "TLS to the broker: True, or a dict of options.", old="BROKER_USE_SSL")
-    broker_connection_timeout: float = _setting(
-        _POSITIVE_SECONDS, 4.0, "How long opening a connection may take.", old="BROKER_CONNECTION_TIMEOUT"
-    )
     broker_publish_timeout: float = _setting(
         _POSITIVE_SECONDS, 1.0, "After so long, a call that cannot be sent raises EnqueueError.", celery=None
     )
@@ -293,7 +290,6 @@ class Settings:
     result_expires: float | None = _setting(
         _SECONDS, 86400.0, "Results are thrown away after so long; None or 0: never.", old="CELERY_TASK_RESULT_EXPIRES", optional=True
     )
-    result_extended: bool = _setting(_FLAG, False, "Keep the arguments of a task with its result.", old="CELERY_RESULT_EXTENDED")
     result_serializer: str = _setting(
         ("json", _check_one_of("json", serialize.JSON)), "json", "Results are always JSON.", old="CELERY_RESULT_SERIALIZER"
     )
@@ -332,7 +328,6 @@ class Settings:
         "How often, and with which pauses in seconds.",
         old="CELERY_TASK_PUBLISH_RETRY_POLICY",
     )
-    task_send_sent_event: bool = _setting(_FLAG, False, "Tell dashboards of each task that is sent.", old="CELERY_SEND_TASK_SENT_EVENT")
 
     # -- queues
 
@@ -454,11 +449,10 @@ class Settings:
     )
     worker_disable_rate_limits: bool = _setting(_FLAG, False, "Rate limits do not apply.", old="CELERY_DISABLE_RATE_LIMITS")
     worker_enable_remote_control: bool = _setting(_FLAG, True, "Workers answer inspect and control.", old="CELERY_ENABLE_REMOTE_CONTROL")
-    worker_send_task_events: bool = _setting(_FLAG, False, "Workers tell dashboards of each task.", old="CELERY_SEND_EVENTS")
     worker_hijack_root_logger: bool = _setting(
         _FLAG,
         False,
-        "Replace handlers that the program gave to the root logger. Celery: True.",
+        "Replace the handlers that the program gave to the root logger. Celery: True.",
         old="CELERYD_HIJACK_ROOT_LOGGER",
         celery=True,
     )
@@ -485,9 +479,6 @@ class Settings:
 
     timezone: str | None = _setting(
         ("time zone", _check_zone), None, "Zone in which schedules are read; None: UTC, in Django TIME_ZONE.", old="CELERY_TIMEZONE"
-    )
-    enable_utc: bool = _setting(
-        _FLAG, True, "Times are UTC wherever they travel; False: only people see local times.", old="CELERY_ENABLE_UTC"
     )
     beat_schedule: Mapping[str, Any] = _setting(
         ("dict of entries", _check_schedule), _EMPTY, "What beat sends, and when.", old="CELERYBEAT_SCHEDULE"

@@ -130,6 +130,8 @@ class Producer:
             soft_time_limit = defaults.soft_time_limit if soft_time_limit is None else soft_time_limit
             ignore_result = defaults.ignore_result if ignore_result is None else ignore_result
             serializer = serializer or defaults.serializer
+        elif ignore_result is None:
+            ignore_result = settings.task_ignore_result
         if soft_time_limit and time_limit and soft_time_limit > time_limit:
             raise ValueError(
                 f"Task {task_name}: soft_time_limit ({soft_time_limit:g} s) must not be longer than time_limit ({time_limit:g} s)."
