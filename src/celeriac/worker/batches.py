@@ -32,6 +32,10 @@ class BatchSize:
         elif count * 2 < self._ramp:
             self._ramp = max(1, count)
 
+    def idle(self) -> None:
+        """There was nothing: what comes next is shared with the processes that are idle too."""
+        self._ramp = 1
+
     def ran(self, count: int, seconds: float) -> None:
         """So many tasks ran in so many seconds. A slow one counts at once, fast ones little by little."""
         mean = seconds / count

@@ -20,7 +20,7 @@ from ..core import events
 from ..core.message import Holder
 from .executor import Executor
 from .limits import install_soft_limit
-from .logs import name_process
+from .logs import name_process, redirect_prints, stop_redirecting
 from .plan import Plan
 from .pools.patching import start_line
 from .rates import RateLimits
@@ -171,6 +171,7 @@ def serve_and_exit(app: Celeriac, plan: Plan, page: Page, control: int) -> NoRet
     except BaseException:
         logger.exception("Process %d could not work", plan.process)
     finally:
+        stop_redirecting()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -183,6 +184,8 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
     _be_a_child()
     name_process(f"ForkPoolWorker-{plan.process}")
     random.seed()
+    if app.conf.worker_redirect_stdouts:
+        redirect_prints(app.conf.worker_redirect_stdouts_level)
     for name, rate in plan.rate_limits.items():
         if name in app.tasks:
             app.tasks[name].rate_limit = rate

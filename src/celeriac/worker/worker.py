@@ -182,6 +182,7 @@ class Worker:
 
     def _wait_for_work(self) -> None:
         self.page.set_state(ProcessState.IDLE)
+        self.batch_size.idle()
         try:
             for _ in range(WAITS):
                 if self.broker.wait(self.queues, WAIT_SECONDS) or self._ends():

@@ -43,3 +43,11 @@ def test_it_never_exceeds_the_largest():
         size.came(size.limit())
         size.ran(1, 1e-9)
     assert size.limit() == LARGEST
+
+
+def test_after_a_pause_it_begins_with_one_again():
+    size = BatchSize()
+    for _ in range(8):
+        size.came(size.limit())
+    size.idle()
+    assert size.limit() == 1
