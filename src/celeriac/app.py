@@ -504,7 +504,7 @@ class Celeriac:
         """Imports what may define tasks: `imports`, `include`, and what `autodiscover_tasks` asked for. Workers and commands call this; callers need not."""
         settings = self.settings
         for module in (*settings.imports, *settings.include, *self._include, *also):
-            import_module(module)
+            _import_named(module)
         for discovery in self._discoveries:
             _discover(discovery)
         if events.import_modules.receivers:
@@ -803,6 +803,20 @@ def _same_definition(one: TaskBase[..., Any], other: TaskBase[..., Any]) -> bool
 def _place(task: TaskBase[..., Any]) -> str:
     made_of: Any = task._function if task._function is not None else type(task)
     return f"{getattr(made_of, '__module__', '?')}:{getattr(made_of, '__qualname__', repr(made_of))}"
+
+
+def _import_named(module: str) -> None:
+    """Imports a module that a setting or an option names. Errors inside of it are raised as they are."""
+    try:
+        import_module(module)
+    except ModuleNotFoundError as problem:
+        missing = problem.name or ""
+        if module != missing and not module.startswith(f"{missing}."):
+            raise
+        raise ImproperlyConfigured(
+            f"There is no module named {missing!r}, which `imports`, `include` or -I names{'' if missing == module else f' ({module})'}. "
+            "Is it written as in an import statement, and is its folder on the path?"
+        ) from problem
 
 
 def _discover(discovery: tuple[Any, str]) -> None:

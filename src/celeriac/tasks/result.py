@@ -318,7 +318,10 @@ class AsyncResult(Generic[R]):
         self._raise(self.result)
 
     def _raise(self, value: Any) -> None:
-        raise value if isinstance(value, BaseException) else Exception(value)
+        if isinstance(value, BaseException) and not isinstance(value, Exception):
+            # SystemExit, KeyboardInterrupt, CancelledError: the task's own end, and not the end of who asks for its result.
+            raise errors.TaskError(f"Task {self.id} ended with {value!r}.") from value
+        raise value if isinstance(value, Exception) else Exception(value)
 
     def _parents(self) -> list[AsyncResult[Any]]:
         parents: list[AsyncResult[Any]] = []
