@@ -34,7 +34,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import count
 from typing import TYPE_CHECKING, Any, assert_never
 from urllib.parse import parse_qsl, unquote
 from weakref import WeakSet
@@ -61,6 +60,8 @@ LETTER_SECONDS = 60.0
 """How long a letter waits for its reader."""
 NET_SECONDS = 1.0
 """How often a waiter looks into the file, should a token have been lost."""
+LOCK_SECONDS = 0.0003
+"""The longest pause between two tries to get the lock."""
 POLL_SECONDS = 0.02
 """The same, where there are no named pipes."""
 PROMOTE_LIMIT = 1000
@@ -75,6 +76,8 @@ WIDE_SUBSCRIPTION = 50
 """A wait for more results than this is told about every result."""
 OPEN_PIPES = 100
 """How many queues' pipes a publisher keeps open."""
+SPARE_EARS = 16
+"""How many pipes of closed subscriptions are kept for the next ones."""
 STALE_SECONDS = 60.0
 """A named pipe that is older and that nobody reads belonged to a process that died."""
 
@@ -161,7 +164,10 @@ PUBLISH = (
     "INSERT INTO messages (id, queue, priority, state, at, due, task, token, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (id) DO NOTHING"
 )
-GATE = "SELECT EXISTS (SELECT 1 FROM paused), EXISTS (SELECT 1 FROM revokes) FROM nodes WHERE id = ?"
+GATE = (
+    "SELECT EXISTS (SELECT 1 FROM paused), EXISTS (SELECT 1 FROM revokes), (SELECT min(due) FROM messages WHERE state = 1 AND queue = ?)"
+    " FROM nodes WHERE id = ?"
+)
 PROMOTE = (
     "UPDATE messages SET state = 0, due = NULL WHERE n IN"
     f" (SELECT n FROM messages WHERE state = 1 AND queue = ? AND due <= ? ORDER BY due LIMIT {PROMOTE_LIMIT})"
@@ -173,7 +179,7 @@ READY_ROWS = (
     " WHERE state = 0 AND queue = ? ORDER BY priority DESC, at, n LIMIT ?"
 )
 ROW = "SELECT n, id, queue, token + 1, crashes, interruptions, at, message FROM messages WHERE n = ?"
-ANY_READY = "SELECT 1 FROM messages WHERE state = 0 AND queue = ? LIMIT 1"
+REVOKED = "SELECT 1 FROM revokes WHERE id = ? AND until > ?"
 LEASE = "UPDATE messages SET state = 2, node = ?, process = ?, taken = ?, token = token + 1 WHERE n IN ({})"
 HELD = (
     "SELECT n, id, queue, token, crashes, interruptions, at, message, process, revocation FROM messages"
@@ -288,6 +294,7 @@ class SQLiteEngine:
         self._mutex: Any = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._file_id = (0, 0)
+        self._look_at = 0.0
         self._lock_fd = -1
         self._unusable = ""
         self._commits = 0
@@ -332,10 +339,10 @@ class SQLiteEngine:
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
         now = self._clock.time()
         rows = self._query(HELD, (node,))
-        revoked = {id for (id,) in self._query("SELECT id FROM revokes WHERE until > ?", (now,))} if rows else set()
+        revoked = self._query_each(REVOKED, [(row[1], now) for row in rows])
         return [
-            _delivery(row[:8], Holder(node, row[8]), now, revoked=row[9] is not None or row[1] in revoked)
-            for row in rows
+            _delivery(row[:8], Holder(node, row[8]), now, revoked=row[9] is not None or bool(known))
+            for row, known in zip(rows, revoked, strict=True)
             if process in (None, row[8])
         ]
 
@@ -573,33 +580,30 @@ class SQLiteEngine:
     # -- steps of a transaction ----------------------------------------------------------------------------------
 
     def _reserve(self, db: sqlite3.Connection, queues: Sequence[str], limit: int, holder: Holder) -> _Batch:
-        gate = db.execute(GATE, (holder.node,)).fetchone()
+        names = list(dict.fromkeys(queues)) if len(queues) > 1 else queues
+        gate = db.execute(GATE, (names[0] if names else "", holder.node)).fetchone()
         if gate is None:
             raise NodeLost(holder.node)
         now = self._clock.time()
         batch = _Batch(holder, now)
         if limit <= 0:
             return batch
-        names = list(dict.fromkeys(queues)) if len(queues) > 1 else queues
-        if gate[0]:
+        any_paused, any_revoked, first_due = gate
+        if any_paused:
             paused = {queue for (queue,) in db.execute("SELECT queue FROM paused")}
             names = [queue for queue in names if queue not in paused]
         for queue in names:
-            first_due = db.execute(FIRST_DUE, (queue,)).fetchone()[0]
+            if queue != queues[0]:
+                first_due = db.execute(FIRST_DUE, (queue,)).fetchone()[0]
             if first_due is not None and first_due <= now:
                 db.execute(PROMOTE, (queue, now))
-        rows = batch.rows = _ready_rows(db, names, limit)
-        if not rows:
-            return batch
-        if gate[1]:
-            known = {id for (id,) in db.execute("SELECT id FROM revokes WHERE until > ?", (now,))}
-            batch.revoked = {row[1] for row in rows if row[1] in known}
+        batch.rows, batch.leftover = _ready_rows(db, names, limit)
+        if any_revoked and batch.rows:
+            batch.revoked = {row[1] for row in batch.rows if db.execute(REVOKED, (row[1], now)).fetchone()}
         # Under the lock of the writers this clock gives every batch a later moment than all before it. One statement for all is quicker than one for each.
-        for start in range(0, len(rows), LEASE_ROWS):
-            taken = [row[0] for row in rows[start : start + LEASE_ROWS]]
+        for start in range(0, len(batch.rows), LEASE_ROWS):
+            taken = [row[0] for row in batch.rows[start : start + LEASE_ROWS]]
             db.execute(_lease_sql(len(taken)), (holder.node, holder.process, time.monotonic_ns(), *taken))
-        if len(rows) == limit:
-            batch.leftover = {queue for queue in names if db.execute(ANY_READY, (queue,)).fetchone()}
         return batch
 
     def _settle(self, db: sqlite3.Connection, prepared: _Prepared) -> _Effects:
@@ -813,7 +817,7 @@ class SQLiteEngine:
         try:
             db = self._db or self._connect(deadline)
             self._lock(deadline, timeout_seconds)
-            if self._moved():
+            if time.monotonic() >= self._look_at and self._moved():
                 self._disconnect(keep_lock=True)
                 db = self._connect(deadline)
                 self._lock(deadline, timeout_seconds)
@@ -858,10 +862,11 @@ class SQLiteEngine:
                 if now >= deadline:
                     raise EngineUnavailable(self._locked_sentence(timeout_seconds)) from None
                 time.sleep(min(pause, max(0.0, deadline - now)))
-                pause = min(pause * 1.5, 0.001)
+                pause = min(pause * 1.5, LOCK_SECONDS)
 
     def _moved(self) -> bool:
-        """True when the file was removed or replaced since we opened it."""
+        """True when the file was removed or replaced since we opened it. Asked once a second."""
+        self._look_at = time.monotonic() + NET_SECONDS
         try:
             found = os.stat(self._path)
         except FileNotFoundError:
@@ -1160,15 +1165,16 @@ def _store(db: sqlite3.Connection, row: _RecordRow) -> bool:
     return True
 
 
-def _ready_rows(db: sqlite3.Connection, queues: Sequence[str], limit: int) -> list[Any]:
-    """The first `limit` ready ones of all the queues together. Of each queue no more than that many are looked at."""
+def _ready_rows(db: sqlite3.Connection, queues: Sequence[str], limit: int) -> tuple[list[Any], set[str]]:
+    """The first `limit` ready ones of all the queues together, and the queues that have more. Of each queue no more than that many and one are looked at."""
     if len(queues) == 1:
-        return db.execute(READY_ROWS, (queues[0], limit)).fetchall()
+        rows = db.execute(READY_ROWS, (queues[0], limit + 1)).fetchall()
+        return rows[:limit], set(queues) if len(rows) > limit else set()
     keys: list[Any] = []
     for queue in queues:
-        keys += db.execute(READY_KEYS, (queue, limit)).fetchall()
+        keys += db.execute(READY_KEYS, (queue, limit + 1)).fetchall()
     keys.sort()
-    return [db.execute(ROW, (key[2],)).fetchone() for key in keys[:limit]]
+    return [db.execute(ROW, (key[2],)).fetchone() for key in keys[:limit]], {key[3] for key in keys[limit:]}
 
 
 def _delivery(row: Any, holder: Holder, now: float, *, revoked: bool) -> Delivery:
@@ -1241,13 +1247,25 @@ class _Box:
         self.used_at = 0.0
 
 
+class _Ear:
+    """The pipe of a subscription."""
+
+    __slots__ = ("fd", "home", "names")
+
+    def __init__(self, fd: int, home: str) -> None:
+        self.fd = fd
+        self.home = home
+        """Its path while it waits for nothing."""
+        self.names: list[str] = []
+
+
 class _Pipes:
     """The directory beside the file: named pipes that wake, and the lock file. All of it can be lost; then the net catches, within a second.
 
     lock                    held while somebody writes to the database
     queue.<name>            read by all who wait for messages of the queue. Writers hold it open for reading too: so it never breaks
     box.<address>           read by whoever collects there
-    results/<id>~<number>   read by one subscription; a subscription to many has a name for each, or the name `+`
+    results/<id>~<random>   read by one subscription; a subscription to many has a name for each, or the name `+`
     """
 
     def __init__(self, directory: str) -> None:
@@ -1255,6 +1273,8 @@ class _Pipes:
         self._results = os.path.join(directory, "results")
         self._queues: dict[str, int | None] = {}
         self._boxes: dict[str, _Box] = {}
+        self._ears: list[_Ear] = []
+        """Pipes of closed subscriptions, for the next ones."""
         self._listed: dict[str, list[str]] = {}
         self._listed_at = -1
         self._lock = threading.Lock()
@@ -1309,22 +1329,40 @@ class _Pipes:
         box.used_at = now
         return box
 
-    def open_subscription(self, ids: Sequence[str]) -> tuple[int | None, list[str]]:
-        """The pipe and its names. It gets them when it is open, lest a name without a reader is taken for a stale one."""
-        number = f"~{os.getpid()}-{next(_numbers)}"
-        first = os.path.join(self._results, f".{number}")
-        fd = _open_pipe(first)
-        if fd is None:
-            return None, []
-        keys = dict.fromkeys(_name("", id) for id in ids) if len(ids) <= WIDE_SUBSCRIPTION else ("+",)
-        names = [os.path.join(self._results, key + number) for key in keys]
+    def open_subscription(self, ids: Sequence[str]) -> _Ear | None:
+        """A pipe under names that say what it waits for. It gets them when it is open, lest one without a reader is taken for a stale one."""
         try:
-            for name in names[1:]:
-                os.link(first, name)
-            os.rename(first, names[0])
+            ear = self._ears.pop()
+        except IndexError:
+            home = os.path.join(self._results, f".~{os.urandom(8).hex()}")
+            fd = _open_pipe(home)
+            if fd is None:
+                return None
+            ear = _Ear(fd, home)
+        number = ear.home.rpartition("/.")[2]
+        keys = dict.fromkeys(_name("", id) for id in ids) if len(ids) <= WIDE_SUBSCRIPTION else ("+",)
+        ear.names = [os.path.join(self._results, key + number) for key in keys]
+        with suppress(OSError):
+            for name in ear.names[1:]:
+                os.link(ear.home, name)
+            if ear.names:
+                os.rename(ear.home, ear.names[0])
+        return ear
+
+    def close_subscription(self, ear: _Ear) -> None:
+        """Keeps a few pipes for the next subscriptions: renaming one costs half of making one."""
+        try:
+            for name in ear.names[1:]:
+                os.unlink(name)
+            if len(self._ears) < SPARE_EARS:
+                if ear.names:
+                    os.rename(ear.names[0], ear.home)
+                _poll((ear.fd,), 0.0)
+                self._ears.append(ear)
+                return
         except OSError:
-            pass
-        return fd, names
+            pass  # somebody removed the directory
+        self._close_ear(ear)
 
     def sweep(self) -> None:
         """Removes the pipes of processes that died."""
@@ -1340,6 +1378,8 @@ class _Pipes:
         with self._lock:
             queues, self._queues = self._queues, {}
             boxes, self._boxes = self._boxes, {}
+            while self._ears:
+                self._close_ear(self._ears.pop(), remove=remove)
             for fd in queues.values():
                 if fd is not None:
                     os.close(fd)
@@ -1372,6 +1412,12 @@ class _Pipes:
             if fd is not None:
                 os.close(fd)
 
+    def _close_ear(self, ear: _Ear, *, remove: bool = True) -> None:
+        for path in (ear.home, *ear.names) if remove else ():
+            with suppress(OSError):
+                os.unlink(path)
+        os.close(ear.fd)
+
     def _close_box(self, box: _Box, *, remove: bool = True) -> None:
         if box.fd is not None:
             if remove:
@@ -1388,7 +1434,7 @@ class _Pipes:
             listed: dict[str, list[str]] = {}
             for name in os.listdir(self._results):
                 key, mark, _ = name.rpartition("~")
-                if mark and key != ".":
+                if mark and key != ".":  # an ear without a name is a spare one
                     listed.setdefault(key, []).append(name)
         except OSError:
             return {}
@@ -1419,11 +1465,12 @@ class _Subscription:
 
     def __init__(self, engine: SQLiteEngine, ids: Sequence[str]) -> None:
         self._engine = engine
-        self._version = engine._version()
-        self._fd, self._names = engine._pipes.open_subscription(ids)
+        self._ear = engine._pipes.open_subscription(ids)
+        self._fd = self._ear.fd if self._ear else None
         self._process = os.getpid()
         self._spare: tuple[int, int] | None = None
-        self._look_at = time.monotonic() + (NET_SECONDS if self._fd is not None else 0.0)
+        self._version = None if self._ear else engine._version()
+        self._look_at = time.monotonic() + (NET_SECONDS if self._ear else 0.0)
         self._closed = False
 
     def fileno(self) -> int:
@@ -1444,6 +1491,7 @@ class _Subscription:
             now = time.monotonic()
             if now >= self._look_at:
                 self._look_at = now + net_seconds
+                # At the first look nothing is known of what was before: it may have changed.
                 before, self._version = self._version, self._engine._version()
                 if self._version != before:
                     return True
@@ -1454,13 +1502,13 @@ class _Subscription:
         if self._closed:
             return
         self._closed = True
-        if self._process == os.getpid():  # else we are a child's copy, and the names are the parent's
-            for name in self._names:
-                with suppress(OSError):
-                    os.unlink(name)
-        for fd in (self._fd, *(self._spare or ())):
-            if fd is not None:
-                os.close(fd)
+        if self._ear is not None:
+            if self._process == os.getpid():
+                self._engine._pipes.close_subscription(self._ear)
+            else:  # a child's copy: the names are the parent's
+                os.close(self._ear.fd)
+        for fd in self._spare or ():
+            os.close(fd)
 
     def __del__(self) -> None:
         self.close()
@@ -1592,7 +1640,6 @@ def _lock_owner(fd: int) -> int | None:
 
 _engines: WeakSet[SQLiteEngine] = WeakSet()
 _abandoned: list[sqlite3.Connection] = []
-_numbers = count()
 _forking = threading.local()
 """The engines that a fork of this thread has stopped."""
 
