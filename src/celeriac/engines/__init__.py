@@ -10,7 +10,7 @@ from ..core.errors import ImproperlyConfigured
 if TYPE_CHECKING:
     from ..contracts.engine import Engine
 
-_SCHEMES = "memory://, sqlite:///relative.db, sqlite:////absolute.db"
+_SCHEMES = "memory://, sqlite:///relative.db, sqlite:////absolute.db, redis://host:6379/0 (also rediss, unix, sentinel, redis+cluster)"
 
 
 def open_engine(url: str, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Engine:
@@ -28,6 +28,10 @@ def open_engine(url: str, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Eng
             from .memory import MemoryEngine
 
             return MemoryEngine(url, clock=clock, **options)
+        case "redis" | "rediss" | "redis+socket" | "unix" | "sentinel" | "redis+cluster" | "rediss+cluster":
+            from .redis import RedisEngine
+
+            return RedisEngine(url, clock=clock, **options)
         case "":
             raise ImproperlyConfigured(f"{url!r} is not the URL of an engine. Use one of {_SCHEMES}.")
         case _:
