@@ -12,7 +12,8 @@
     waiting    whoever publishes writes a byte (a token) into the pipe of the queue; whoever waits polls it. A token stays until it is read, and who reads it
                puts it back when he leaves ready work behind. A look into the file once a second is the net for everything
     clocks     due times follow the wall clock; leases the clock that only goes on, together with the kernel's boot id: setting the time ends no lease, a reboot ends all
-    cannot     be shared over a network file system: WAL needs shared memory. Where there is no `mkfifo` or `flock` it polls every 20 ms
+    cannot     be shared over a network file system: WAL needs shared memory. Where there is no `mkfifo` it polls every 20 ms. A process that is stopped (not killed)
+               in the midst of a write lets all other writers wait until it goes on or dies; they give up after their timeout, and name it
 
 A connection must not live through a fork, not even unused: SQLite keeps its file locks for each process and its own account of them in memory, so that a child which
 inherits the account believes in locks it does not have, and its parent would remove the write-ahead log under its feet. So it is closed before each fork
