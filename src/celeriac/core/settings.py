@@ -771,7 +771,13 @@ def _by_name(given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 def _join_broker_parts(named: dict[str, Any], problems: list[str]) -> None:
     """Makes broker_url of what Celery lets people say in parts. broker_url itself goes before them."""
-    urls = {named.pop(name) for name in _BROKER_URLS if isinstance(named.get(name), str)}
+    urls = set()
+    for name in _BROKER_URLS:
+        url = named.pop(name, None)
+        if isinstance(url, str):
+            urls.add(url)
+        elif url is not None:
+            problems.append(f"{name} must be a URL, not {_brief(url)}.")
     parts = {name: named.pop(name) for name in _BROKER_PARTS if name in named}
     if named.get("broker_url") is not None:
         return

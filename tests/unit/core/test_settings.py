@@ -398,3 +398,9 @@ def test_nothing_of_ours_reads_the_environment_when_imported() -> None:
     with open(settings.__file__) as file:
         names = {node.attr for node in ast.walk(ast.parse(file.read())) if isinstance(node, ast.Attribute)}
     assert "environ" not in names and "getenv" not in names
+
+
+def test_a_broker_url_for_reading_that_is_none_says_nothing() -> None:
+    assert Settings.build({"broker_read_url": None, "broker_write_url": None}).broker_url == Settings.build({}).broker_url
+    with pytest.raises(ImproperlyConfigured, match="broker_read_url must be a URL, not 5"):
+        Settings.build({"broker_read_url": 5})
