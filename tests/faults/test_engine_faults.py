@@ -39,7 +39,7 @@ def work_through(project: Project, name: str) -> None:
     assert not project.dead()
 
 
-@pytest.mark.parametrize("when", ["before"])
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("where", "numbers"), [("processes", range(1, 9)), ("supervisor", range(6, 13))])
 def test_p1_one_failing_operation_loses_nothing(project: Project, where: str, numbers: range, when: str) -> None:
     project.open_gate("open")
@@ -54,7 +54,7 @@ def test_p1_one_failing_operation_loses_nothing(project: Project, where: str, nu
 
 
 @pytest.mark.parametrize("pool", ["threads", "asyncio", "gevent"])
-@pytest.mark.parametrize("when", ["before"])
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_p1_one_failing_operation_loses_nothing_in_other_pools(project: Project, pool: str, when: str) -> None:
     project.open_gate("open")
     for number in (1, 2, 3, 5, 8):

@@ -6,11 +6,12 @@ import os
 import signal
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.support.fixtures import MakeProject
-from tests.support.workers import SHORT_LEASE, Project, until
+from tests.support.workers import SHORT_LEASE, Project, children_of, until
 
 pytestmark = pytest.mark.promise(2)
 
@@ -28,6 +29,30 @@ def test_p2_what_a_dead_child_was_running_is_ready_again_within_a_second(project
         project.open_gate(label)
     project.wait_empty()
     assert statistics.median(waited) < 1.0, waited
+
+
+def test_p2_forty_dead_children_leave_nothing_behind_in_their_supervisor(project: Project) -> None:
+    """No descriptor, no zombie, no memory that anybody would notice."""
+    worker = project.worker("-c", "2")
+    results = []
+
+    def kill_some(numbers: range) -> tuple[int, int]:
+        for number in numbers:
+            label = f"task-{number}"
+            results.append(project.tasks.die.delay(label, unless=label))
+            project.wait_started(label)
+            project.open_gate(label)
+        for result in results:
+            project.wait_state(result.id, "SUCCESS")
+        until(lambda: len(worker.children()) == 2, "all are replaced")
+        until(lambda: children_of(worker.pid) == worker.children(), "all are buried")
+        resident = int(Path(f"/proc/{worker.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return len(os.listdir(f"/proc/{worker.pid}/fd")), resident
+
+    descriptors, resident = kill_some(range(5))
+    later_descriptors, later_resident = kill_some(range(5, 45))
+    assert later_descriptors <= descriptors + 2
+    assert later_resident <= resident + 5_000_000
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "gevent", "eventlet"])

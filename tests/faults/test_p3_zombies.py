@@ -95,7 +95,7 @@ def test_p3_a_worker_whose_processes_all_noticed_first_begins_again(make_project
     project = make_project(**SHORT_LEASE)
     zombie = project.worker("-c", "3")
     old = project.node(zombie)
-    children = zombie.children()
+    children = until(lambda: len(zombie.children()) == 3 and zombie.children(), "it has its processes")
     project.freeze(zombie)
     holder = project.worker("-c", "1")
     until(lambda: all(node.id != old.id for node in project.broker.nodes()), "its lease has been reclaimed")
@@ -108,6 +108,19 @@ def test_p3_a_worker_whose_processes_all_noticed_first_begins_again(make_project
     holder.stop()
     assert project.tasks.add.delay(2, 3).get(timeout=40) == 5
     assert zombie.stop() == 0
+
+
+def test_p3_a_worker_that_was_declared_dead_between_two_heartbeats_begins_again(project: Project) -> None:
+    """Its processes notice first, several at once."""
+    worker = project.worker("-c", "4")
+    for _ in range(3):
+        old = project.node(worker)
+        until(lambda: len(worker.children()) == 4, "it has its processes")
+        project.broker.reclaim([old.id])
+        until(lambda old=old: (node := project.node(worker)) and node.id != old.id, "it is registered anew")  # type: ignore[misc]
+    assert project.tasks.add.delay(2, 3).get(timeout=40) == 5
+    assert "Traceback" not in worker.log()
+    assert worker.stop() == 0
 
 
 @pytest.mark.parametrize("pool", ["threads", "asyncio"])

@@ -29,7 +29,6 @@ app = Celeriac("proj")
 app.conf.update(json.loads((HERE / "settings.json").read_text()))
 
 
-
 def break_the_engine(*, where: str, fail_at: int, when: Literal["before", "after"], times: int, verbs: list[str]) -> None:
     """Some operations of the engine fail: those of the supervisor ("supervisor"), or of each process ("processes")."""
     from celeriac.engines import open_engine

@@ -148,7 +148,7 @@ class Project:
     # -- workers -------------------------------------------------------------------------------------------------
 
     def worker(self, *arguments: str, name: str | None = None, ready: bool = True, env: Mapping[str, str] | None = None) -> WorkerProcess:
-        """Starts a worker and waits until it is registered and has processes (unless `ready` is False)."""
+        """Starts a worker and waits until it is registered and has its processes (unless `ready` is False)."""
         name = name or f"w{len(self.workers) + 1}"
         log_path = self.directory / f"worker-{len(self.workers) + 1}.log"
         command = [sys.executable, "-m", "celeriac", "-A", "proj", "worker", "-l", "info", "-n", f"{name}@%h", *arguments]
@@ -169,11 +169,15 @@ class Project:
         return worker
 
     def wait_ready(self, worker: WorkerProcess) -> None:
-        """Waits until it is registered and has processes."""
+        """Waits until it is registered and has its processes."""
 
         def ready() -> bool:
             assert worker.popen.poll() is None, f"{worker.name} ended with {worker.popen.returncode}:\n{worker.log()}"
-            return any(node.pid == worker.pid for node in self.broker.nodes()) and bool(worker.children())
+            node = self.node(worker)
+            if node is None:
+                return False
+            one_task_each = node.pool == "prefork" and "--autoscale" not in worker.popen.args  # type: ignore[operator]
+            return len(worker.children()) >= (node.concurrency if one_task_each else 1)
 
         until(ready, f"{worker.name} is ready")
 
