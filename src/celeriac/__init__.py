@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .app import Celeriac, current_app, current_task, shared_task
 from .canvas.signature import Signature, maybe_signature, signature, subtask
 from .core import states
 from .core.ids import new_id as uuid
 from .tasks.result import AsyncResult, EagerResult
 from .tasks.task import Task
+
+if TYPE_CHECKING:
+    from .core.schedules import crontab, schedule, solar
 
 __version__ = "0.1.0"
 
@@ -21,12 +26,26 @@ __all__ = [
     "Signature",
     "Task",
     "__version__",
+    "crontab",
     "current_app",
     "current_task",
     "maybe_signature",
+    "schedule",
     "shared_task",
     "signature",
+    "solar",
     "states",
     "subtask",
     "uuid",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        # A web process that only calls delay() has no schedules to read.
+        if name in ("crontab", "schedule", "solar"):
+            from .core import schedules
+
+            return getattr(schedules, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,11 +18,14 @@ PUBLIC = {
     "Signature": type,
     "Task": type,
     "__version__": str,
+    "crontab": type,
     "current_app": object,
     "current_task": object,
     "maybe_signature": "function",
+    "schedule": type,
     "shared_task": "function",
     "signature": "function",
+    "solar": type,
     "states": "module",
     "subtask": "function",
     "uuid": "function",
@@ -48,6 +51,8 @@ def test_the_names_of_the_package() -> None:
                                  "WorkerLostError", "TaskRevokedError", "TimeoutError", "NotRegistered", "ImproperlyConfigured", "CeleryError",
                                  "EnqueueError", "OperationalError", "ChordError"]),
         ("celeriac.signals", ["task_prerun", "task_postrun", "before_task_publish", "worker_ready"]),
+        ("celeriac.schedules", ["crontab", "schedule", "solar", "clocked", "crontab_parser", "maybe_schedule", "schedstate", "ParseException",
+                                "BaseSchedule"]),
         ("celeriac.utils.log", ["get_task_logger"]),
         ("celeriac.canvas", ["Signature", "signature", "maybe_signature"]),
         ("celeriac.app", ["shared_task", "app_or_default", "Celeriac", "current_app"]),
@@ -68,7 +73,8 @@ def test_an_import_enters_nothing_that_a_caller_does_not_need() -> None:
     costly = {"asyncio", "sqlite3", "inspect", "dataclasses", "concurrent", "multiprocessing", "subprocess", "email", "difflib", "random",
               "decimal", "uuid", "socket", "ssl", "click", "hashlib", "tempfile", "importlib.metadata", "zoneinfo", "urllib.parse"}  # fmt: skip
     assert new & costly == set()
-    assert {name for name in new if name.startswith(("celeriac.worker", "celeriac.cli", "celeriac.engines", "celeriac.testing"))} == set()
+    idle = ("celeriac.worker", "celeriac.cli", "celeriac.engines", "celeriac.testing", "celeriac.schedules", "celeriac.core.schedules")
+    assert {name for name in new if name.startswith(idle)} == set()
 
 
 def test_task_loggers_leave_a_configured_logger_where_it_is() -> None:
