@@ -225,6 +225,11 @@ def rate_limit(supervisor: Supervisor, task_name: str, rate_limit: str | float |
 def time_limit(supervisor: Supervisor, task_name: str, soft: float | None = None, hard: float | None = None) -> dict[str, str]:
     if task_name not in supervisor.app.tasks:
         return {"error": "unknown task"}
+    for seconds in (soft, hard):
+        if seconds is not None and (type(seconds) not in (int, float) or not seconds > 0):
+            return {"error": f"a time limit is a number of seconds, not {seconds!r}"}
+    if soft and hard and soft > hard:
+        return {"error": f"the soft time limit ({soft:g} s) must not be longer than the hard one ({hard:g} s)"}
     limits = {**supervisor.plan.task_limits, task_name: (hard, soft)}
     supervisor.plan = structs.replace(supervisor.plan, task_limits=limits)
     supervisor.replace_processes()
@@ -254,9 +259,13 @@ def autoscale(supervisor: Supervisor, max: int | None = None, min: int | None = 
     if not supervisor.options.autoscale:
         return {"error": "ValueError('Autoscale not enabled')"}
     most, fewest = supervisor.options.autoscale
-    limits = (most if max is None else max, fewest if min is None else min)
-    supervisor.options = structs.replace(supervisor.options, autoscale=limits)
-    return {"ok": f"autoscale now max={limits[0]} min={limits[1]}"}
+    most, fewest = (most if max is None else max, fewest if min is None else min)
+    if type(most) is not int or type(fewest) is not int or not 0 < fewest <= most:
+        return {"error": f"max={most!r} and min={fewest!r} are not two numbers of processes, the first at least as large as the second"}
+    supervisor.options = structs.replace(supervisor.options, autoscale=(most, fewest))
+    if not fewest <= supervisor.target <= most:
+        supervisor.resize(most if supervisor.target > most else fewest)
+    return {"ok": f"autoscale now max={most} min={fewest}"}
 
 
 def add_consumer(supervisor: Supervisor, queue: str, **_: Any) -> dict[str, str]:
