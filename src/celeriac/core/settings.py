@@ -218,7 +218,27 @@ def _check_schedule(value: Any) -> Mapping[str, Any]:
                     f"a dict of entries with task, schedule, args, kwargs, options, relative"
                     f" (entry {name!r} {'lacks ' + ' and '.join(missing) if missing else 'has ' + ', '.join(map(repr, unknown))})"
                 )
+            if problem := _when_problem(entry["schedule"]):
+                raise ValueError(f"a dict of entries with a schedule that comes (entry {name!r}: {problem})")
     return schedule
+
+
+def _when_problem(when: Any) -> str:
+    """What is wrong with what an entry gives as its schedule; mostly nothing."""
+    if isinstance(when, str):
+        from .schedules import crontab
+
+        try:
+            crontab.from_string(when)
+        except ValueError as error:
+            return str(error).rstrip(".")
+        return ""
+    if isinstance(when, int | float | _datetime.timedelta) and not isinstance(when, bool):
+        nothing = _datetime.timedelta(0) if isinstance(when, _datetime.timedelta) else 0
+        return "" if when > nothing else f"an interval is longer than 0 seconds, not {when}"
+    if hasattr(when, "is_due") and not isinstance(when, type):
+        return ""
+    return f"a schedule is seconds, a timedelta, a cron string, or a crontab, schedule, solar or clocked, not {_brief(when)}"
 
 
 def _check_level(value: Any) -> str:
@@ -388,7 +408,7 @@ class Settings:
     task_default_rate_limit: str | float | None = _setting(
         ("rate", _check_rate),
         None,
-        "How often a task may start in each worker: '10/s', '100/m', '1000/h'.",
+        "How often a task may start in each process of a worker: '10/s', '100/m' or '1000/h'. Celery: in each worker.",
         old="CELERY_DEFAULT_RATE_LIMIT",
     )
     task_ignore_result: bool = _setting(_FLAG, False, "Keep no results.", old="CELERY_IGNORE_RESULT")

@@ -27,6 +27,7 @@ from celeriac.core.schedules import (
     schedule,
     solar,
 )
+from celeriac.core.settings import Settings
 
 NOON = datetime(2026, 5, 13, 12, 0, tzinfo=UTC)  # a Wednesday
 SECOND = timedelta(seconds=1)
@@ -376,6 +377,28 @@ class TestMaybeSchedule:
         for nothing in (0, -1, timedelta(0)):
             with pytest.raises(ValueError, match="longer than 0"):
                 maybe_schedule(nothing)
+
+
+class TestSettings:
+    @pytest.mark.parametrize("when", [30, 0.5, timedelta(days=1), "*/5 * * * *", "@daily", crontab(0, 9), schedule(30), clocked(NOON)])
+    def test_what_an_entry_may_give(self, when: Any) -> None:
+        assert Settings.build({"beat_schedule": {"x": {"task": "t", "schedule": when}}}).beat_schedule["x"]["schedule"] is when
+
+    @pytest.mark.parametrize(
+        ("when", "words"),
+        [
+            (0, "longer than 0"),
+            (timedelta(seconds=-1), "longer than 0"),
+            ("5/10 * * * *", r"entry 'x': .* as in '5-59/10'"),
+            ("daily", "five fields"),
+            (None, "cron string"),
+            (True, "cron string"),
+            (crontab, "cron string"),
+        ],
+    )
+    def test_what_never_comes(self, when: Any, words: str) -> None:
+        with pytest.raises(ImproperlyConfigured, match=words):
+            Settings.build({"beat_schedule": {"x": {"task": "t", "schedule": when}}})
 
 
 class TestWords:
