@@ -101,8 +101,9 @@ MEANINGLESS = (
 #
 # body    id → the message                                 nodes    node → its registration, JSON
 # meta    id → {queue, priority, place, token, crashes,    leases   node, by when its lease runs out
-#         interruptions, node, process, revocation}        holders  nodes that may hold something
-# r:queue place..id, by -priority: the ready ones          l:node   id, in the order of reservation
+#         interruptions, node, process, revocation,        holders  nodes that may hold something
+#         number of its reservation}, of waiting ones      l:node   the same as meta, of those that the node holds
+# r:queue place..id, by -priority: the ready ones
 # s:queue id, by when it is due                            revokes  id, by until when it is remembered
 # d:queue id, in the order of death                        paused   queue → who paused it
 # dead    id → meta, reason, time                          queues   names of queues that may hold something
@@ -124,6 +125,12 @@ if not now then
 end
 local function each(command, key, things)
   for i = 1, #things, 1000 do call(command, key, unpack(things, i, math.min(i + 999, #things))) end
+end
+local function holding(id)
+  for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
+    local packed = call('HGET', P .. 'l:' .. node, id)
+    if packed then return packed, P .. 'l:' .. node end
+  end
 end
 local function many(command, key, things)
   if #things <= 1000 then return #things == 0 and {} or call(command, key, unpack(things)) end
@@ -166,7 +173,7 @@ local function publish(row, token)
   local later = due and due > now
   if later then at = due end
   local place = place_at(at)
-  call('HSET', META, id, pack({queue, row[3], place, token, 0, 0, false, 0, false}))
+  call('HSET', META, id, pack({queue, row[3], place, token, 0, 0, false, 0, false, 0}))
   if later then schedule(queue, id, due) else ready(queue, row[3], place, id) end
 end
 local function announce()
@@ -200,32 +207,28 @@ end
 
 # leased → somewhere else.
 MOVING = """
-local function remove(id)
-  call('HDEL', META, id)
-  call('HDEL', BODY, id)
-end
 local function end_revoked(id, m)
-  remove(id)
+  call('HDEL', BODY, id)
   if type(m[9]) == 'table' then store(m[9]) end
 end
 local function give_back(id, m, crashed, delay)
   if crashed then m[5] = m[5] + 1 else m[6] = m[6] + 1 end
-  m[7], m[8] = false, 0
+  m[7], m[8], m[10] = false, 0, 0
   call('HSET', META, id, pack(m))
   if delay > 0 then schedule(m[1], id, now + delay) else ready(m[1], m[2], m[3], id) end
 end
 local function leave(node, crashed)
-  local ids = call('ZRANGE', P .. 'l:' .. node, 0, -1)
+  local held, rows, ids = call('HGETALL', P .. 'l:' .. node), {}, {}
+  for i = 1, #held, 2 do rows[#rows + 1] = {held[i], open(held[i + 1])} end
+  table.sort(rows, function(a, b) return a[2][10] < b[2][10] end)
   call('HDEL', P .. 'nodes', node)
   call('ZREM', P .. 'leases', node)
   call('SREM', P .. 'holders', node)
   call('DEL', P .. 'l:' .. node)
-  for _, id in ipairs(ids) do
-    local m = call('HGET', META, id)
-    if m then
-      m = open(m)
-      if m[9] then end_revoked(id, m) else give_back(id, m, crashed, 0) end
-    end
+  for i, row in ipairs(rows) do
+    local id, m = row[1], row[2]
+    ids[i] = id
+    if m[9] then end_revoked(id, m) else give_back(id, m, crashed, 0) end
   end
   return ids
 end
@@ -278,9 +281,8 @@ if ARGV[4] == '1' then
     before, done = {}, kept[2]
     for _, id in ipairs(done) do before[id] = true end
     for _, id in ipairs(kept[3]) do
-      local m = call('HGET', META, id)
-      m = m and open(m)
-      if m and m[7] == node and m[8] == process then ids[#ids + 1] = id end
+      local m = node and call('HGET', P .. 'l:' .. node, id)
+      if m and open(m)[8] == process then ids[#ids + 1] = id end
     end
   end
 end
@@ -288,17 +290,17 @@ end
 local function settle(s)
   local id, verdict = s[1], s[2]
   if s[3] then
-    local m = call('HGET', META, id)
+    local m = call('HGET', P .. 'l:' .. s[3], id)
     m = m and open(m)
-    if not m or m[7] ~= s[3] or m[8] ~= s[4] or m[4] ~= s[5] then return false end
-    call('ZREM', P .. 'l:' .. s[3], id)
+    if not m or m[8] ~= s[4] or m[4] ~= s[5] then return false end
+    call('HDEL', P .. 'l:' .. s[3], id)
     if s[9] then store(s[9]) end
     if m[9] and verdict ~= 'done' and verdict ~= 'dead' then
       end_revoked(id, m)
     elseif verdict == 'done' then
-      remove(id)
+      call('HDEL', BODY, id)
     elseif verdict == 'retry' then
-      remove(id)
+      call('HDEL', BODY, id)
       publish(s[8], m[4])
     elseif verdict == 'dead' then
       local old = call('HGET', P .. 'dead', id)
@@ -307,7 +309,7 @@ local function settle(s)
       call('HSET', P .. 'deadbody', id, call('HGET', BODY, id))
       call('ZADD', P .. 'd:' .. m[1], call('INCR', P .. 'deaths'), id)
       call('SADD', P .. 'queues', m[1])
-      remove(id)
+      call('HDEL', BODY, id)
     else
       if s[8] then
         m[1], m[2] = s[8][2], s[8][3]
@@ -324,12 +326,12 @@ end
 
 if fast and not before then
   -- All of one node, all done, nothing follows.
-  local things, gone = {}, {}
+  local things, gone, hand = {}, {}, P .. 'l:' .. S[1][3]
   for i = 1, #S do things[i] = S[i][1] end
-  local metas = many('HMGET', META, things)
+  local metas = many('HMGET', hand, things)
   for i, s in ipairs(S) do
     local m = metas[i] and open(metas[i])
-    if m and m[7] == s[3] and m[8] == s[4] and m[4] == s[5] then
+    if m and m[8] == s[4] and m[4] == s[5] then
       gone[#gone + 1] = s[1]
       if s[9] then store(s[9]) end
     else
@@ -337,9 +339,8 @@ if fast and not before then
     end
   end
   if #gone > 0 then
-    each('HDEL', META, gone)
+    each('HDEL', hand, gone)
     each('HDEL', BODY, gone)
-    each('ZREM', P .. 'l:' .. S[1][3], gone)
   end
   done = gone
 else
@@ -352,7 +353,7 @@ end
 
 local metas, revoked = {}, {}
 if #ids > 0 then
-  metas = many('HMGET', META, ids)
+  metas = many('HMGET', P .. 'l:' .. node, ids)
 elseif node and limit > 0 then
   local open_queues, some_paused = {}, call('EXISTS', P .. 'paused') == 1
   for _, queue in ipairs(queues) do
@@ -384,21 +385,20 @@ elseif node and limit > 0 then
     end
   end
   if #ids > 0 then
-    local found, fields, ranks, kept = many('HMGET', META, ids), {}, {}, {}
+    local found, fields, kept = many('HMGET', META, ids), {}, {}
     local taken = call('INCRBY', P .. 'taken', #ids) - #ids
     for i, id in ipairs(ids) do
       if found[i] then
         local m = open(found[i])
-        m[4], m[7], m[8] = m[4] + 1, node, process
+        m[4], m[7], m[8], m[10] = m[4] + 1, node, process, taken + i
         local packed = pack(m)
         kept[#kept + 1], metas[#metas + 1] = id, packed
         fields[#fields + 1], fields[#fields + 2] = id, packed
-        ranks[#ranks + 1], ranks[#ranks + 2] = taken + i, id
       end
     end
     ids = kept
-    each('HSET', META, fields)
-    each('ZADD', P .. 'l:' .. node, ranks)
+    each('HDEL', META, ids)
+    each('HSET', P .. 'l:' .. node, fields)
     call('SADD', P .. 'holders', node)
   end
   for _, queue in ipairs(open_queues) do
@@ -425,12 +425,13 @@ return {format('%.6f', now), refused, ids, metas, many('HMGET', BODY, ids), revo
 HELD = (
     HEAD
     + """
-local ids, revoked = call('ZRANGE', P .. 'l:' .. A[5], 0, -1), {}
+local held, ids, metas, revoked = call('HGETALL', P .. 'l:' .. A[5]), {}, {}, {}
+for i = 1, #held, 2 do ids[#ids + 1], metas[#metas + 1] = held[i], held[i + 1] end
 for _, id in ipairs(ids) do
   local til = call('ZSCORE', P .. 'revokes', id)
   if til and tonumber(til) > now then revoked[#revoked + 1] = id end
 end
-return {format('%.6f', now), {}, ids, many('HMGET', META, ids), many('HMGET', BODY, ids), revoked}
+return {format('%.6f', now), {}, ids, metas, many('HMGET', BODY, ids), revoked}
 """
 )
 
@@ -442,8 +443,8 @@ local answers = {}
 call('ZREMRANGEBYSCORE', P .. 'revokes', '-inf', now)
 for i, r in ipairs(A[5]) do
   local id, m = r[1], call('HGET', META, r[1])
-  m = m and open(m)
-  if m and not m[7] then
+  if m then
+    m = open(m)
     call('ZREM', P .. 'r:' .. m[1], m[3] .. id)
     call('ZREM', P .. 's:' .. m[1], id)
     call('HDEL', META, id)
@@ -453,10 +454,12 @@ for i, r in ipairs(A[5]) do
   else
     call('ZADD', P .. 'revokes', now + A[6], id)
     answers[i] = 'unknown'
-    if m then
+    local packed, hand = holding(id)
+    if packed then
       answers[i] = 'running'
+      m = open(packed)
       m[9] = r[2] or true
-      call('HSET', META, id, pack(m))
+      call('HSET', hand, id, pack(m))
       if r[3] then
         local box, bell = P .. 'b:' .. m[7], P .. 'bw:' .. m[7]
         call('RPUSH', box, format('%.6f ', mono) .. r[3])
@@ -551,9 +554,9 @@ STORE = (
     + """
 local refused, lease = {}, A[6]
 for _, record in ipairs(A[5]) do
-  local m = lease and call('HGET', META, record[1])
+  local m = lease and call('HGET', P .. 'l:' .. lease[1], record[1])
   m = m and open(m)
-  if lease and not (m and m[7] == lease[1] and m[8] == lease[2] and m[4] == lease[3]) or not store(record) then
+  if lease and not (m and m[8] == lease[2] and m[4] == lease[3]) or not store(record) then
     refused[#refused + 1] = record[1]
   end
 end
@@ -604,9 +607,7 @@ local function add(queue)
 end
 for _, queue in ipairs(call('HKEYS', P .. 'paused')) do add(queue) end
 for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
-  for _, packed in ipairs(many('HMGET', META, call('ZRANGE', P .. 'l:' .. node, 0, -1))) do
-    if packed then add(open(packed)[1]) end
-  end
+  for _, packed in ipairs(call('HVALS', P .. 'l:' .. node)) do add(open(packed)[1]) end
 end
 for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
   if call('EXISTS', P .. 'r:' .. queue, P .. 's:' .. queue, P .. 'd:' .. queue) > 0 then add(queue) end
@@ -619,11 +620,9 @@ DEPTH = (
     + """
 local leased, counts = {}, {}
 for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
-  for _, packed in ipairs(many('HMGET', META, call('ZRANGE', P .. 'l:' .. node, 0, -1))) do
-    if packed then
-      local queue = open(packed)[1]
-      leased[queue] = (leased[queue] or 0) + 1
-    end
+  for _, packed in ipairs(call('HVALS', P .. 'l:' .. node)) do
+    local queue = open(packed)[1]
+    leased[queue] = (leased[queue] or 0) + 1
   end
 end
 for i, queue in ipairs(A[5]) do
@@ -641,7 +640,7 @@ PEEK = (
     + PROMOTING
     + """
 local queue, state, first, last = A[5], A[6], A[7], A[7] + A[8] - 1
-local ids, scores = {}, {}
+local ids, metas, scores = {}, nil, {}
 if last < first then return {{}, {}, {}, {}} end
 if state == 'ready' then
   promote(queue)
@@ -656,16 +655,17 @@ elseif state == 'dead' then
 else
   local rows = {}
   for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
-    local held = call('ZRANGE', P .. 'l:' .. node, 0, -1)
-    for i, packed in ipairs(many('HMGET', META, held)) do
-      local m = packed and open(packed)
-      if m and m[1] == queue then rows[#rows + 1] = {-m[2], m[3], held[i]} end
+    local held = call('HGETALL', P .. 'l:' .. node)
+    for i = 1, #held, 2 do
+      local m = open(held[i + 1])
+      if m[1] == queue then rows[#rows + 1] = {-m[2], m[3], held[i], held[i + 1]} end
     end
   end
   table.sort(rows, function(a, b) if a[1] ~= b[1] then return a[1] < b[1] end return a[2] < b[2] end)
-  for i = first + 1, math.min(last + 1, #rows) do ids[#ids + 1], scores[#scores + 1] = rows[i][3], '' end
+  metas = {}
+  for i = first + 1, math.min(last + 1, #rows) do ids[#ids + 1], metas[#metas + 1], scores[#scores + 1] = rows[i][3], rows[i][4], '' end
 end
-return {ids, many('HMGET', META, ids), many('HMGET', BODY, ids), scores}
+return {ids, metas or many('HMGET', META, ids), many('HMGET', BODY, ids), scores}
 """
 )
 FIND = (
@@ -677,14 +677,16 @@ for i, id in ipairs(A[5]) do
   local packed, due, ahead = call('HGET', META, id), '', -1
   if packed then
     local m = open(packed)
-    if not m[7] then
-      if not promoted[m[1]] then
-        promote(m[1])
-        promoted[m[1]] = true
-      end
-      due = call('ZSCORE', P .. 's:' .. m[1], id) or ''
-      if due == '' then ahead = call('ZRANK', P .. 'r:' .. m[1], m[3] .. id) or 0 end
+    if not promoted[m[1]] then
+      promote(m[1])
+      promoted[m[1]] = true
     end
+    due = call('ZSCORE', P .. 's:' .. m[1], id) or ''
+    if due == '' then ahead = call('ZRANK', P .. 'r:' .. m[1], m[3] .. id) or 0 end
+  else
+    packed = holding(id)
+  end
+  if packed then
     found[i] = {packed, call('HGET', BODY, id), due, ahead}
   else
     packed = call('HGET', P .. 'dead', id)
@@ -699,8 +701,7 @@ REVOKED = (
     + """
 local ids = {}
 for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'revokes', format('(%.17g', now), '+inf')) do
-  local packed = call('HGET', META, id)
-  if not packed or open(packed)[7] then ids[#ids + 1] = id end
+  if call('HEXISTS', META, id) == 0 then ids[#ids + 1] = id end
 end
 return ids
 """
@@ -739,7 +740,7 @@ for _, id in ipairs(A[5]) do
     local m = open(packed)
     local place = place_at(now)
     call('HSET', BODY, id, call('HGET', P .. 'deadbody', id))
-    call('HSET', META, id, pack({m[1], m[2], place, m[4], 0, 0, false, 0, false}))
+    call('HSET', META, id, pack({m[1], m[2], place, m[4], 0, 0, false, 0, false, 0}))
     ready(m[1], m[2], place, id)
     call('HDEL', P .. 'dead', id)
     call('HDEL', P .. 'deadbody', id)
@@ -882,7 +883,9 @@ class RedisEngine:
         return _texts(reply[1]), _deliveries(reply)
 
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
-        deliveries = _deliveries(self._run(HELD, node))
+        reply = self._run(HELD, node)
+        rows = sorted(zip(reply[2], reply[3], reply[4], strict=True), key=lambda row: _unpack(row[1])[9])
+        deliveries = _deliveries([reply[0], (), *zip(*rows, strict=True), reply[5]]) if rows else []
         return [delivery for delivery in deliveries if process in (None, delivery.lease.holder.process)]
 
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
@@ -1213,7 +1216,7 @@ def _deliveries(reply: Any) -> list[Delivery]:
     revoked = set(reply[5]) if reply[5] else ()
     deliveries = []
     for id, meta, body in zip(ids, reply[3], reply[4], strict=True):
-        queue, _, place, token, crashes, interruptions, node, process, revocation = _unpack(meta)
+        queue, _, place, token, crashes, interruptions, node, process, revocation, _ = _unpack(meta)
         message, error = _decode(body)
         expires = message.expires if message is not None else None
         deliveries.append(
@@ -1242,7 +1245,7 @@ def _decode(body: bytes | None) -> tuple[Message | None, str]:
 
 
 def _waiting(id: str, meta: bytes, body: bytes | None, due: bytes, ahead: int | None = None) -> Waiting:
-    queue, _, place, _, crashes, interruptions, node, process, _ = _unpack(meta)
+    queue, _, place, _, crashes, interruptions, node, process, _, _ = _unpack(meta)
     return Waiting(
         id=id,
         queue=queue,
