@@ -233,9 +233,9 @@ def _when_problem(when: Any) -> str:
         except ValueError as error:
             return str(error).rstrip(".")
         return ""
-    if isinstance(when, int | float | _datetime.timedelta) and not isinstance(when, bool):
-        nothing = _datetime.timedelta(0) if isinstance(when, _datetime.timedelta) else 0
-        return "" if when > nothing else f"an interval is longer than 0 seconds, not {when}"
+    seconds = when.total_seconds() if isinstance(when, _datetime.timedelta) else when
+    if type(seconds) in (int, float):
+        return "" if seconds > 0 else f"an interval is longer than 0 seconds, not {when}"
     if hasattr(when, "is_due") and not isinstance(when, type):
         return ""
     return f"a schedule is seconds, a timedelta, a cron string, or a crontab, schedule, solar or clocked, not {_brief(when)}"
