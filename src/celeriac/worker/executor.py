@@ -146,6 +146,8 @@ class Executor:
             return judged
         message = delivery.message
         assert message is not None
+        if logger.isEnabledFor(logging.DEBUG):  # a line in the log costs as much as a whole short task
+            logger.debug("Task %s[%s] received", message.task, delivery.id)
         task = self.tasks[message.task]
         try:
             args, kwargs, embed = decode_body(message, self.accept)

@@ -1,0 +1,32 @@
+"""What a worker's processes hold of each other."""
+
+from __future__ import annotations
+
+import os
+
+from tests.support.workers import Project, until
+
+
+def descriptors(pid: int) -> int:
+    """How many open descriptors lead to such pages."""
+    return sum("celeriac-page" in os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd"))
+
+
+def pages(pid: int) -> int:
+    """How many pages that processes share with their supervisor are mapped."""
+    with open(f"/proc/{pid}/maps") as lines:
+        return sum("celeriac-page" in line for line in lines)
+
+
+def test_a_process_holds_nothing_of_its_siblings_and_the_supervisor_nothing_of_the_dead(project: Project) -> None:
+    worker = project.worker("-c", "3", "--max-tasks-per-child", "5")
+    at_first = len(os.listdir(f"/proc/{worker.pid}/fd"))
+    results = [project.tasks.whoami.delay() for _ in range(60)]
+    pids = {result.get(timeout=40) for result in results}
+    assert len(pids) >= 12
+    until(lambda: len(worker.children()) == 3 and pages(worker.pid) == 3, "the supervisor has three pages")
+    for pid in worker.children():
+        until(lambda pid=pid: pages(pid) == 1, "a process has one page, its own")  # type: ignore[misc]
+        assert descriptors(pid) == 2, "of its page: ours, and the one that mmap keeps"
+    until(lambda: len(os.listdir(f"/proc/{worker.pid}/fd")) <= at_first + 1, "the supervisor holds as many files as at first")
+    assert worker.stop() == 0
