@@ -56,8 +56,9 @@ def test_p2_forty_dead_children_leave_nothing_behind_in_their_supervisor(project
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "gevent", "eventlet"])
-def test_p2_nothing_starts_once_the_supervisor_is_dead(project: Project, pool: str) -> None:
-    worker = project.worker("-c", "2", "-P", pool)
+@pytest.mark.parametrize("death_signal", [True, False], ids=["", "without the kernel's help"])
+def test_p2_nothing_starts_once_the_supervisor_is_dead(project: Project, pool: str, death_signal: bool) -> None:
+    worker = project.worker("-c", "2", "-P", pool, env={} if death_signal else {"PROJ_NO_DEATH_SIGNAL": "1"})
     for number in range(500):
         project.tasks.work.delay(f"task-{number}", seconds=0.02)
     until(lambda: len(project.journal("end")) >= 4, "some have run")

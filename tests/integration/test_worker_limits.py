@@ -81,6 +81,64 @@ def test_limits_cancel_coroutines_and_greenlets(project: Project, pool: str) -> 
     assert worker.children() == child
 
 
+def test_a_soft_limit_that_comes_as_the_task_ends_harms_nobody(project: Project) -> None:
+    """Each task runs for about as long as it may, so the signal comes just before, just after, or in between."""
+    worker = project.worker("-c", "2")
+    child = worker.children()
+    near = [project.tasks.work.apply_async([f"near-{number}"], {"seconds": 0.04}, soft_time_limit=0.04) for number in range(60)]
+    others = [project.tasks.work.delay(f"other-{number}") for number in range(60)]
+    for result in near:
+        until(lambda result=result: project.state(result.id) in ("SUCCESS", "FAILURE"), "it has ended")  # type: ignore[misc]
+        record = project.backend.fetch([result.id])[result.id]
+        assert record.status == "SUCCESS" or error_of(record) == "SoftTimeLimitExceeded"
+    for result in others:
+        project.wait_state(result.id, "SUCCESS")
+    project.wait_empty()
+    assert worker.children() == child
+    labels = [entry.label for entry in project.journal("start")]
+    assert len(labels) == len(set(labels))
+
+
+def test_a_hard_limit_that_comes_as_the_task_ends_hits_nobody_else(project: Project) -> None:
+    worker = project.worker("-c", "2")
+    project.broker.pause(["celery"], by="the test")
+    near, others = [], []
+    for number in range(40):
+        near.append(project.tasks.work.apply_async([f"near-{number}"], {"seconds": 0.04}, time_limit=0.04))
+        others += [project.tasks.work.delay(f"other-{number}-{index}", seconds=0.001) for index in range(5)]
+    project.broker.resume(["celery"])
+    for result in others:
+        project.wait_state(result.id, "SUCCESS")
+    for result in near:
+        until(lambda result=result: project.state(result.id) in ("SUCCESS", "FAILURE"), "it has ended")  # type: ignore[misc]
+        record = project.backend.fetch([result.id])[result.id]
+        assert record.status == "SUCCESS" or error_of(record) == "TimeLimitExceeded"
+    project.wait_empty()
+    assert not project.dead()
+    near_labels = [entry.label for entry in project.journal("start") if entry.label.startswith("near")]
+    assert len(near_labels) == len(set(near_labels)), "a task that was over its limit ran again"
+    assert worker.stop() == 0
+
+
+def test_a_termination_that_comes_as_the_task_ends_hits_nobody_else(project: Project) -> None:
+    project.worker("-c", "2")
+    project.broker.pause(["celery"], by="the test")
+    ending = [project.tasks.work.apply_async([f"ending-{number}"], {"seconds": 0.02}) for number in range(40)]
+    others = [project.tasks.work.delay(f"other-{number}", seconds=0.002) for number in range(200)]
+    project.broker.resume(["celery"])
+    for number, result in enumerate(ending):
+        project.wait_started(f"ending-{number}")
+        result.revoke(terminate=True)
+    for result in ending:
+        until(lambda result=result: project.state(result.id) in ("SUCCESS", "REVOKED"), "it has ended")  # type: ignore[misc]
+    for result in others:
+        project.wait_state(result.id, "SUCCESS")
+    project.wait_empty()
+    assert not project.dead()
+    labels = [entry.label for entry in project.journal("start") if entry.label.startswith("ending")]
+    assert len(labels) == len(set(labels))
+
+
 # -- revoke ------------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,11 @@ HERE = Path(__file__).parent
 if "PROJ_HOST" in os.environ:  # a worker of another machine, as far as it knows
     socket.gethostname = lambda: os.environ["PROJ_HOST"]
 
+if "PROJ_NO_DEATH_SIGNAL" in os.environ:  # a system that does not kill processes with their supervisor
+    from celeriac.worker import process
+
+    process._die_with = lambda supervisor_pid: None  # type: ignore[attr-defined]
+
 app = Celeriac("proj")
 app.conf.update(json.loads((HERE / "settings.json").read_text()))
 
