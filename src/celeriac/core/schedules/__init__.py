@@ -33,10 +33,12 @@ def maybe_schedule(s: Any, relative: bool = False, app: App | None = None) -> An
 
     None, and what is none of these, is given back as it is: a scheduler of somebody else's may know it.
     """
-    if isinstance(s, int | float | timedelta) and not isinstance(s, bool):
+    if s is None or isinstance(s, bool):
+        return s
+    if isinstance(s, int | float | timedelta):
         return schedule(s, relative, app=app)
     if isinstance(s, str):
         return crontab.from_string(s, app=app)
-    if s is not None and app is not None:
+    if app is not None:
         s.app = app
     return s
