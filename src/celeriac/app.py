@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from .canvas.signature import Signature, signature
@@ -462,7 +463,8 @@ class Celeriac:
             else:
                 given = (source.annotate(task) if hasattr(source, "annotate") else None) or {}
             for name, value in given.items():
-                setattr(task, name[1:] if name.startswith("@") else name, value)
+                # A function becomes a method, as in a class: task_annotations = {"*": {"on_failure": tell_somebody}}.
+                setattr(task, name.removeprefix("@"), MethodType(value, task) if isinstance(value, FunctionType) else value)
 
     def gen_task_name(self, name: str, module: str) -> str:
         """What a task is called that has no name of its own. May be overridden."""

@@ -279,6 +279,24 @@ def test_annotations() -> None:
     assert (a.max_retries, a.rate_limit) == (1, "1/s")
 
 
+def test_an_annotation_that_is_a_function_becomes_a_method() -> None:
+    app = Celeriac("x", broker="memory://")
+    failed: list[Any] = []
+
+    def on_failure(self: Any, exc: Any, task_id: Any, args: Any, kwargs: Any, einfo: Any) -> None:
+        failed.append((self.name, exc.args))
+
+    @app.task(name="a")
+    def a() -> None:
+        raise ValueError("no")
+
+    app.conf.task_annotations = {"*": {"on_failure": on_failure}}
+    app.finalize()
+    a.apply()
+    assert failed == [("a", ("no",))]
+    app.close()
+
+
 def test_decorators_refuse_positional_options() -> None:
     app = Celeriac("x")
     with pytest.raises(TypeError, match="keywords only"):

@@ -132,6 +132,8 @@ class Producer:
             serializer = serializer or defaults.serializer
         elif ignore_result is None:
             ignore_result = settings.task_ignore_result
+        time_limit = None if time_limit is None else _seconds(time_limit, "time_limit")
+        soft_time_limit = None if soft_time_limit is None else _seconds(soft_time_limit, "soft_time_limit")
         if soft_time_limit and time_limit and soft_time_limit > time_limit:
             raise ValueError(
                 f"Task {task_name}: soft_time_limit ({soft_time_limit:g} s) must not be longer than time_limit ({time_limit:g} s)."

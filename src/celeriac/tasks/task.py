@@ -16,7 +16,7 @@ from ..core import errors, states
 from ..core.errors import ImproperlyConfigured, MaxRetriesExceededError, Retry
 from ..core.message import Message, Record
 from ..core.serialize import encode_exception, encode_value
-from ..core.settings import Settings
+from ..core.settings import SETTINGS, Settings
 from .producer import OPTIONS, Defaults, Producer, short_repr
 from .registry import TaskRegistry, current, find_current_app
 from .request import Request, _current
@@ -517,7 +517,10 @@ class Task(Generic[P, R]):
         known = self._defaults
         if known is not None and known.settings is settings:
             return known
+        _check_attributes(self)
         hard, soft = self.time_limit, self.soft_time_limit
+        hard = hard.total_seconds() if isinstance(hard, timedelta) else hard
+        soft = soft.total_seconds() if isinstance(soft, timedelta) else soft
         if hard and soft and soft > hard:
             raise ImproperlyConfigured(f"Task {self.name}: soft_time_limit ({soft:g} s) must not be longer than time_limit ({hard:g} s).")
         routing: dict[str, Any] = {}
@@ -633,6 +636,36 @@ def _tidy_attributes(attributes: Mapping[str, Any], remove: Callable[[str], Any]
             remove(name)
         elif name in ("autoretry_for", "dont_autoretry_for", "throws") and not isinstance(value, tuple):
             put(name, (value,) if isinstance(value, type) else tuple(value or ()))
+
+
+_LIKE_SETTINGS = {
+    "time_limit": "task_time_limit",
+    "soft_time_limit": "task_soft_time_limit",
+    "rate_limit": "task_default_rate_limit",
+    "priority": "task_default_priority",
+    "serializer": "task_serializer",
+}
+"""Attributes that take what a setting takes."""
+
+
+def _check_attributes(task: Task[..., Any]) -> None:
+    """Raises ImproperlyConfigured for a value that would only fail in a worker, or in the middle of a retry."""
+    for name, setting in _LIKE_SETTINGS.items():
+        try:
+            SETTINGS[setting].check(getattr(task, name))
+        except ValueError as problem:
+            raise ImproperlyConfigured(f"Task {task.name}: {name} must be {problem}, not {getattr(task, name)!r}.") from None
+    limit, delay, backoff = task.max_retries, task.default_retry_delay, task.retry_backoff
+    if limit is not None and not isinstance(limit, (int, float)):
+        raise ImproperlyConfigured(f"Task {task.name}: max_retries must be a whole number, or None for ever, not {limit!r}.")
+    if not isinstance(delay, (int, float, timedelta)):
+        raise ImproperlyConfigured(f"Task {task.name}: default_retry_delay must be seconds, not {delay!r}.")
+    if not isinstance(backoff, (int, float)):
+        raise ImproperlyConfigured(f"Task {task.name}: retry_backoff must be True, or the seconds of the first pause, not {backoff!r}.")
+    for name in ("autoretry_for", "dont_autoretry_for", "throws"):
+        for kind in getattr(task, name):
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise ImproperlyConfigured(f"Task {task.name}: {name} must be exception classes, not {kind!r}.")
 
 
 def _raw_class_value(cls: type, name: str) -> Any:

@@ -439,3 +439,37 @@ def test_a_queue_that_is_no_name(app: Celeriac) -> None:
 
     with pytest.raises(TypeError, match=r"queue=5: give the name of a queue"):
         f.apply_async(queue=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"time_limit": "5"}, "time_limit must be seconds"),
+        ({"soft_time_limit": -1}, "soft_time_limit must be seconds"),
+        ({"rate_limit": "10/x"}, "rate_limit must be a rate such as"),
+        ({"priority": "high"}, "priority must be a whole number from 0 to 9"),
+        ({"serializer": "yml"}, "serializer must be one of"),
+        ({"max_retries": "3"}, "max_retries must be a whole number"),
+        ({"default_retry_delay": "60"}, "default_retry_delay must be seconds"),
+        ({"retry_backoff": "2"}, "retry_backoff must be"),
+        ({"autoretry_for": ("ValueError",)}, "autoretry_for must be exception classes, not 'ValueError'"),
+        ({"throws": (ValueError("x"),)}, "throws must be exception classes"),
+    ],
+)
+def test_an_attribute_that_would_fail_in_a_worker_fails_at_the_call(app: Celeriac, options: dict[str, Any], says: str) -> None:
+    @app.task(**options)
+    def f() -> None: ...
+
+    with pytest.raises(ImproperlyConfigured, match=says):
+        f.delay()
+
+
+def test_time_limits_of_a_call_are_numbers(app: Celeriac) -> None:
+    @app.task(time_limit=timedelta(minutes=1))
+    def f() -> None: ...
+
+    producer = app.producer
+    assert producer.message(f.name, (), {}, task=f, options={}).time_limit == 60
+    assert producer.message(f.name, (), {}, task=f, options={"soft_time_limit": timedelta(seconds=5)}).soft_time_limit == 5
+    with pytest.raises(TypeError, match="time_limit='5': give a number of seconds"):
+        f.apply_async(time_limit="5")  # type: ignore[typeddict-item]
