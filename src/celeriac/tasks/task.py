@@ -109,7 +109,10 @@ class _FromSettings:
         if task is None:
             return None
         app = task._app or current.app
-        return None if app is None else getattr(app.settings_now or app.settings, self.setting, None)
+        if app is None:
+            return None
+        settings = app.settings_now
+        return getattr(app.settings if settings is None else settings, self.setting, None)
 
 
 def _setting(name: str) -> Any:
