@@ -1081,7 +1081,7 @@ class RedisEngine:
                 lambda again: start + signature + (b"$1\r\n1\r\n" if again else b"$0\r\n\r\n"), seconds, script, again=unsure is not None
             )
         except (_NodeLost, _Refused):
-            # The server has answered, so the pen is free; a repeat that it refused is still one.
+            # It has not happened, so the pen is free; a repeat that was refused is still one.
             if unsure is not None:
                 self._unsure[key] = unsure
             else:
@@ -1388,7 +1388,7 @@ class _NodeLost(Exception):
 
 
 class _Refused(EngineUnavailable):
-    """The server answered, and the answer is no: nothing was changed."""
+    """Nothing was changed for certain: nothing was sent, or the server answered, and the answer is no."""
 
 
 class _Link:
@@ -1516,8 +1516,12 @@ class _Server:
         """One request and its answer. What was sent on a connection that broke is sent again, marked, on another."""
         deadline = time.monotonic() + seconds
         tries = 0
+        lost = False
         while True:
-            link = self.take(deadline)
+            try:
+                link = self.take(deadline)
+            except _Refused as refusal:
+                raise EngineUnavailable(str(refusal)) if lost else refusal from None
             tries += 1
             try:
                 reply = link.ask(request(again), deadline + blocked_seconds)
@@ -1526,10 +1530,12 @@ class _Server:
                     reply = loaded if isinstance(loaded, Exception) else link.ask(request(again), deadline)
             except OSError as error:
                 link.close()
-                trouble = self.failed(error)
-                if isinstance(error, TimeoutError) or tries >= TRIES or time.monotonic() >= deadline:
+                last = isinstance(error, TimeoutError) or tries >= TRIES or time.monotonic() >= deadline
+                # One that broke says little of the server; whether another can be made says more.
+                trouble = self.failed(error, counts=last)
+                if last:
                     raise trouble from error
-                again = True
+                again = lost = True
                 continue
             except BaseException:
                 link.close()
@@ -1539,14 +1545,14 @@ class _Server:
                 self.give(link)
                 return reply
             if not self._redirected(link, reply) or tries >= TRIES or time.monotonic() >= deadline:
-                raise self._refusal(reply)
+                raise self._refusal(reply, lost)
 
     def take(self, deadline: float) -> _Link:
         """A connection for the caller alone. Raises EngineUnavailable: there is none to be had before the deadline."""
         if self._failures >= FAILURES:
             now = time.monotonic()
             if now < self._away_until:
-                raise EngineUnavailable(f"{self._trouble} It failed {self._failures} times in a row and is tried again once a second.")
+                raise _Refused(f"{self._trouble} It failed {self._failures} times in a row and is tried again once a second.")
             self._away_until = now + AWAY_SECONDS
         while True:
             try:
@@ -1563,9 +1569,9 @@ class _Server:
         else:
             link.close()
 
-    def failed(self, error: BaseException) -> EngineUnavailable:
+    def failed(self, error: BaseException, *, counts: bool = True) -> EngineUnavailable:
         """A connection broke, or none could be made: the others are as good as broken."""
-        self._failures += 1
+        self._failures += counts
         self._primary = None
         self._trouble = self.place.sentence(error)
         if self._failures >= FAILURES:
@@ -1610,11 +1616,12 @@ class _Server:
             self.give(link)
         return False
 
-    def _refusal(self, reply: Exception) -> Exception:
+    def _refusal(self, reply: Exception, lost: bool) -> Exception:
         text = str(reply)
         if text.startswith("NODELOST"):
             return _NodeLost()
-        return _Refused(self.place.refusal(_code(reply), text))
+        sentence = self.place.refusal(_code(reply), text)
+        return EngineUnavailable(sentence) if lost else _Refused(sentence)
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -1640,8 +1647,7 @@ class _Server:
                     link.close()
                     return self._connect(deadline)
             return link
-        trouble = self.failed(problem or ConnectionError("no server is known"))
-        raise trouble from problem
+        raise _Refused(str(self.failed(problem or ConnectionError("no server is known")))) from problem
 
     def _connect_to(self, address: tuple[Any, Any], seconds: float, options: dict[str, Any], kind: Any = None) -> _Link:
         place = self.place
@@ -1698,7 +1704,7 @@ class _Server:
             problem = ConnectionError(
                 f"the sentinel {address[0]}:{address[1]} knows no primary named {self.place.master_name!r} ({answer})"
             )
-        raise self.failed(problem or TimeoutError("no sentinel answered"))
+        raise _Refused(str(self.failed(problem or TimeoutError("no sentinel answered"))))
 
     def _learn(self, link: _Link, deadline: float) -> tuple[Any, Any] | None:
         """Which server of the Cluster holds our keys, and which others there are."""
@@ -1732,12 +1738,13 @@ class _Place:
         else:
             # Celery joins whole URLs by ";", others join the hosts by ",".
             first, *others = rest.split(";")
-            authority, slash, path = first.partition("/")
+            authority = re.split("[/?]", first, maxsplit=1)[0]
+            path = first[len(authority) :]
             login, at, hosts = authority.rpartition("@")
-            names = [*hosts.split(","), *(other.rpartition("://")[2].partition("/")[0].rpartition("@")[2] for other in others)]
+            names = [*hosts.split(","), *(re.split("[/?]", other.rpartition("://")[2])[0].rpartition("@")[2] for other in others)]
             port = 26379 if scheme == "sentinel" else 6379
             try:
-                given = dict(_connection.parse_url(f"redis://{login}{at}localhost{slash}{path}"))
+                given = dict(_connection.parse_url(f"redis://{login}{at}localhost{path}"))
                 self.addresses = [_address(name, port) for name in names]
             except ValueError as error:
                 raise ImproperlyConfigured(f"The URL {self.url} is wrong: {error}. Write redis://user:password@host:6379/0.") from None
@@ -1796,7 +1803,7 @@ class _Place:
             "NOAUTH": "It wants a password: write redis://user:password@host:port/db.",
             "WRONGPASS": "The user name or the password in the URL is wrong.",
             "NOPERM": f"Its ACL forbids that. The user needs ~{self.key_prefix or '*'}{'*' if self.key_prefix else ''}, "
-            f"&{self.key_prefix or '*'}{'*' if self.key_prefix else ''} and the categories @read @write @scripting @pubsub @connection @blocking.",
+            f"&{self.key_prefix or '*'}{'*' if self.key_prefix else ''} and the categories @read @write @scripting @pubsub @connection @blocking, and the command time.",
             "LOADING": "It is loading its data after a start; try again in a moment.",
             "OOM": "It has reached maxmemory, so it stores nothing more. Raise maxmemory, or find out why tasks pile up. Nothing was changed.",
             "READONLY": "It is a replica: connect to the primary, or use sentinel:// or redis+cluster://, which find it. Nothing was changed.",
@@ -1823,6 +1830,10 @@ def _code(error: BaseException) -> str:
     found = _CODES.search(text)
     if found:
         return found[1]
+    if "user executing the script can't" in text:
+        return "NOPERM"
+    if "unauthenticated" in text:
+        return "NOAUTH"
     name = type(error).__name__
     if name == "AuthenticationError" or "invalid username-password pair" in text or "invalid password" in text:
         return "WRONGPASS"

@@ -1,0 +1,486 @@
+"""What is special to the engine of a Redis server; all else is in the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from tests.support.redis import DEADLINE_SECONDS, Proxy, Servers, redis  # isort: skip  (skips all where redis-py is missing)
+
+from celeriac.contracts.mailbox import Letter, Node
+from celeriac.core.errors import EngineUnavailable, ImproperlyConfigured, NodeLost
+from celeriac.core.message import Delivery, Holder, Message, Record, Revocation, Settlement, Verdict
+from celeriac.engines import open_engine
+
+from celeriac.engines.redis import RedisEngine, _new_reader, _Place, _PlainReader, _read_record, _request  # isort: skip
+
+HOLDER = Holder("node", 1)
+
+
+def message(id: str, **fields: Any) -> Message:
+    return Message(id=id, task="shop.tasks.charge", body=Raw(b"[[], {}, {}]"), **fields)
+
+
+def done(delivery: Delivery, **fields: Any) -> Settlement:
+    return Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, **fields)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    servers = Servers()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(scope="module")
+def port(servers: Servers) -> int:
+    return servers.start()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"{uuid.uuid4()}:"
+
+
+@pytest.fixture
+def engine(port: int, prefix: str) -> Iterator[RedisEngine]:
+    engine = RedisEngine(f"redis://127.0.0.1:{port}/0", key_prefix=prefix)
+    engine.register(Node(id="node", name="celeriac@host"), lease_seconds=60)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def client(port: int) -> Iterator[Any]:
+    with redis.Redis(port=port, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def proxy(port: int) -> Iterator[Proxy]:
+    proxy = Proxy(port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def far(proxy: Proxy, prefix: str, engine: RedisEngine) -> Iterator[RedisEngine]:
+    """The same storage, over a network that may fail."""
+    far = RedisEngine(f"redis://127.0.0.1:{proxy.port}/0", key_prefix=prefix, socket_timeout=2.0)
+    far.now()
+    yield far
+    far.close()
+
+
+def run_all(engine: RedisEngine) -> list[str]:
+    """Somebody else is quick: takes what is there, and finishes it."""
+    holder = Holder("node", 99)
+    batch = engine.reserve(["celery"], limit=100, holder=holder)
+    assert engine.settle([done(delivery) for delivery in batch]) == []
+    return [delivery.id for delivery in batch]
+
+
+# -- answers that were lost --------------------------------------------------------------------------------------
+
+
+def test_a_publish_whose_answer_was_lost_happens_once(engine: RedisEngine, far: RedisEngine, proxy: Proxy) -> None:
+    ran: list[str] = []
+    proxy.lose_answers = 1
+    proxy.before_losing = lambda: ran.extend(run_all(engine))
+    far.publish([message("a"), message("b")])
+    assert ran == ["a", "b"]
+    assert run_all(engine) == [], "published again by the retry"
+
+
+def test_a_caller_who_repeats_a_publish_publishes_once(engine: RedisEngine, far: RedisEngine, proxy: Proxy) -> None:
+    ran: list[str] = []
+    proxy.lose_answers = 3
+    proxy.before_losing = lambda: ran.extend(run_all(engine))
+    with pytest.raises(EngineUnavailable):
+        far.publish([message("a")])
+    proxy.lose_answers = 0
+    until(lambda: time.monotonic() > far._server._away_until)
+    far.publish([message("b")])
+    far.publish([message("a")])
+    assert ran + run_all(engine) == ["a", "b"]
+
+
+def test_an_id_that_is_done_may_be_sent_again_after_a_lost_answer(engine: RedisEngine, far: RedisEngine, proxy: Proxy) -> None:
+    proxy.lose_answers = 1
+    far.publish([message("a")])
+    assert run_all(engine) == ["a"]
+    far.publish([message("a")])
+    assert run_all(engine) == ["a"]
+
+
+def test_an_exchange_whose_answer_was_lost_happens_once(engine: RedisEngine, far: RedisEngine, proxy: Proxy) -> None:
+    engine.publish([message(id) for id in "abcd"])
+    first = far.reserve(["celery"], limit=2, holder=HOLDER)
+    proxy.lose_answers = 1
+    refused, second = far.exchange(
+        [done(one, record=Record(task_id=one.id, status="SUCCESS")) for one in first], ["celery"], limit=2, holder=HOLDER
+    )
+    assert refused == []
+    assert [delivery.id for delivery in second] == ["c", "d"]
+    assert [delivery.lease.token for delivery in second] == [1, 1]
+    assert sorted(engine.fetch(["a", "b"])) == ["a", "b"]
+    assert engine.settle([done(delivery) for delivery in second]) == []
+    assert engine.queues() == []
+
+
+def test_a_worker_that_repeats_an_exchange_later_gets_what_it_was_given(engine: RedisEngine, far: RedisEngine, proxy: Proxy) -> None:
+    engine.publish([message(id) for id in "abcd"])
+    settlements = [done(delivery) for delivery in far.reserve(["celery"], limit=2, holder=HOLDER)]
+    proxy.lose_answers = 3
+    with pytest.raises(EngineUnavailable):
+        far.exchange(settlements, ["celery"], limit=1, holder=HOLDER)
+    proxy.lose_answers = 0
+    until(lambda: time.monotonic() > far._server._away_until)
+    refused, second = far.exchange(settlements, ["celery"], limit=1, holder=HOLDER)
+    assert (refused, [delivery.id for delivery in second]) == ([], ["c"])
+    assert [delivery.id for delivery in engine.held("node")] == ["c"]
+
+
+def test_a_settlement_whose_answer_was_lost_is_not_refused(engine: RedisEngine, far: RedisEngine, proxy: Proxy) -> None:
+    engine.publish([message("a"), message("b")])
+    batch = far.reserve(["celery"], limit=2, holder=HOLDER)
+    engine.reclaim(["node"])
+    engine.register(Node(id="node", name="celeriac@host"), lease_seconds=60)
+    (second,) = far.reserve(["celery"], limit=1, holder=HOLDER)
+    assert second.id == "a"
+    proxy.lose_answers = 1
+    assert far.settle([done(second), done(batch[1])]) == ["b"], "the stale one, and only that"
+
+
+# -- trouble -----------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_was_closed_meanwhile_is_no_trouble(far: RedisEngine, proxy: Proxy) -> None:
+    for number in range(5):
+        far.publish([message(f"m{number}")])
+        proxy.cut()
+    assert far.depth()["celery"].ready == 5
+
+
+def test_a_killed_client_comes_back(engine: RedisEngine, client: Any) -> None:
+    engine.publish([message("a")])
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    engine.publish([message("b")])
+    assert engine.depth()["celery"].ready == 2
+
+
+def test_a_black_hole_is_bounded_then_fails_at_once_and_ends(far: RedisEngine, proxy: Proxy) -> None:
+    proxy.silent = True
+    for _ in range(3):
+        begin = time.monotonic()
+        with pytest.raises(EngineUnavailable, match="did not answer in time"):
+            far.publish([message("a")], timeout_seconds=0.3)
+        assert time.monotonic() - begin < 1.0
+    begin = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(EngineUnavailable, match="3 times in a row"):
+            far.publish([message("a")], timeout_seconds=0.3)
+    assert time.monotonic() - begin < 0.5
+    proxy.silent = False
+    proxy.cut()
+
+    def back() -> bool:
+        try:
+            far.publish([message("a")], timeout_seconds=0.5)
+        except EngineUnavailable:
+            return False
+        return True
+
+    until(back)
+    assert far.depth()["celery"].ready == 1
+
+
+def test_nobody_listens(prefix: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    engine = RedisEngine(f"redis://:secret@127.0.0.1:{port}/0")
+    begin = time.monotonic()
+    for _ in range(4):
+        with pytest.raises(EngineUnavailable, match="Start the server, or correct the URL") as caught:
+            engine.publish([message("a")], timeout_seconds=1.0)
+        assert "secret" not in str(caught.value)
+    assert time.monotonic() - begin < 2.0
+
+
+def test_a_name_that_nobody_resolves_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: asleep.wait(DEADLINE_SECONDS) and [])
+    begin = time.monotonic()
+    with pytest.raises(EngineUnavailable, match="did not answer in time"):
+        RedisEngine("redis://queue.example:6379/0").publish([message("a")], timeout_seconds=0.3)
+    assert time.monotonic() - begin < 1.5
+    asleep.set()
+
+
+def test_an_unknown_name_is_named() -> None:
+    with pytest.raises(EngineUnavailable, match=r"nowhere\.invalid.*(name|timeout|in time)"):
+        RedisEngine("redis://nowhere.invalid:6379/0").publish([message("a")], timeout_seconds=2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "login", "expected"),
+    [
+        (["--requirepass", "right"], "", "wants a password"),
+        (["--requirepass", "right"], ":wrong@", "password in the URL is wrong"),
+        (["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"], "", "maxmemory"),
+        (["--replicaof", "127.0.0.1 1"], "", "replica"),
+        (["--min-replicas-to-write", "1"], "", "Too few replicas"),
+    ],
+)
+def test_what_the_server_refuses_is_said_with_what_to_do(servers: Servers, options: list[str], login: str, expected: str) -> None:
+    port = servers.start(*options, ready=False)
+    engine = RedisEngine(f"redis://{login}127.0.0.1:{port}/0")
+    for _ in range(5):
+        with pytest.raises(EngineUnavailable, match=expected):
+            engine.publish([message("a", argsrepr="x" * 2_000_000)])
+    engine.close()
+
+
+def test_tls_to_a_port_that_speaks_none(port: int) -> None:
+    with pytest.raises(EngineUnavailable, match=r"TLS|in time"):
+        RedisEngine(f"rediss://127.0.0.1:{port}/0").publish([message("a")], timeout_seconds=1.0)
+
+
+def test_a_server_that_starts_again_with_its_memory_gone(servers: Servers) -> None:
+    port = servers.start()
+    engine = RedisEngine(f"redis://127.0.0.1:{port}/0")
+    engine.register(Node(id="node", name="celeriac@host"), lease_seconds=60)
+    engine.publish([message("lost")])
+    servers.stop_one(port)
+    with pytest.raises(EngineUnavailable):
+        engine.publish([message("refused")])
+    servers.start(port=port)
+    until(lambda: _works(engine))
+    with pytest.raises(NodeLost):
+        engine.exchange([], ["celery"], limit=1, holder=HOLDER)
+    assert engine.heartbeat("node", lease_seconds=60) is False
+    assert list(engine.depth()) == ["celery"]
+    engine.close()
+
+
+def _works(engine: RedisEngine) -> bool:
+    try:
+        engine.publish([message("a")])
+    except EngineUnavailable:
+        return False
+    return True
+
+
+def test_failover_by_sentinel(servers: Servers) -> None:
+    primary = servers.start()
+    replica = servers.start("--replicaof", f"127.0.0.1 {primary}")
+    sentinel = servers.start_sentinel(primary)
+    engine = RedisEngine(f"sentinel://127.0.0.1:1,127.0.0.1:{sentinel}/0?master_name=shop", socket_timeout=1.0)
+    engine.publish([message("before")])
+    with redis.Redis(port=replica) as other, redis.Redis(port=sentinel) as watcher:
+        until(lambda: other.exists("celeriac:body"))
+        until(lambda: watcher.execute_command("SENTINEL", "REPLICAS", "shop"))
+    servers.stop_one(primary)
+    until(lambda: _works(engine))
+    assert engine._server.place.sentinels
+    assert engine.find(["before", "a"]).keys() == {"before", "a"}
+    engine.close()
+
+
+def test_a_signal_that_raises_in_the_middle_leaves_no_answer_behind(engine: RedisEngine) -> None:
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(5):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            with pytest.raises(Interrupt):
+                engine.wait(["nothing"], 5.0)
+            engine.publish([message("m")])
+            assert run_all(engine) == ["m"]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_subscription_outlives_its_connection(engine: RedisEngine, client: Any) -> None:
+    with closing(engine.subscribe(["a"])) as subscription:
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        assert subscription.changed(DEADLINE_SECONDS) is True, "what came meanwhile was not told"
+        while subscription.changed():
+            pass
+        engine.store([Record(task_id="a", status="SUCCESS")])
+        assert subscription.changed(DEADLINE_SECONDS) is True
+
+
+def test_a_child_of_a_fork_leaves_its_parents_connections_alone(engine: RedisEngine) -> None:
+    with closing(engine.subscribe(["a"])) as subscription:
+        engine.publish([message("m")])
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                subscription.close()
+                engine.store([Record(task_id="a", status="SUCCESS")])
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert subscription.changed(DEADLINE_SECONDS) is True
+        assert run_all(engine) == ["m"]
+
+
+# -- what lies in the server ---------------------------------------------------------------------------------------
+
+
+def test_celerys_clients_can_read_a_result(engine: RedisEngine, client: Any, prefix: str) -> None:
+    """As `celery.backends.redis` does: the key, or the message of the channel of the same name."""
+    name = f"{prefix}celery-task-meta-a"
+    with closing(client.pubsub(ignore_subscribe_messages=True)) as channel:
+        channel.subscribe(name)
+        channel.get_message(timeout=DEADLINE_SECONDS)
+        record = Record(task_id="a", status="SUCCESS", result=Raw(b'{"x":1}'), date_done=datetime(2026, 1, 2, tzinfo=UTC), worker="w")
+        engine.store([record])
+        told = None
+        while told is None:
+            told = channel.get_message(timeout=DEADLINE_SECONDS)
+    stored = client.get(name)
+    assert told["data"] == stored
+    meta = json.loads(stored)
+    expected = {"task_id": "a", "status": "SUCCESS", "result": {"x": 1}, "traceback": None, "children": [], "worker": "w"}
+    assert {key: meta[key] for key in expected} == expected
+    assert datetime.fromisoformat(meta["date_done"]) == record.date_done
+    assert 86300 < client.ttl(name) <= 86400
+    assert engine.fetch(["a"])["a"] == record
+
+
+def test_results_that_a_celery_worker_wrote_are_read() -> None:
+    body = {
+        "status": "FAILURE", "result": {"exc_type": "ValueError", "exc_message": ["é", 1], "exc_module": "builtins"}, "traceback": "Traceback",
+        "children": [], "date_done": "2026-01-02T03:04:05.678901+00:00", "group_id": None, "name": "t", "args": [1], "kwargs": {"a": 2},
+        "worker": "celery@h", "retries": None, "queue": None, "task_id": "a", "stamps": {},
+    }  # fmt: skip
+    record = _read_record("a", json.dumps(body).encode())
+    assert (record.task_id, record.status, record.args, record.kwargs, record.retries) == ("a", "FAILURE", "[1]", "{'a': 2}", 0)
+    assert json.loads(bytes(record.result)) == body["result"]
+    assert record.date_done == datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+def test_nothing_remains_but_what_is_bounded(engine: RedisEngine, client: Any, prefix: str) -> None:
+    engine.publish([message("a"), message("b", delay_seconds=3600), message("c"), message("d")])
+    a, c, _ = engine.reserve(["celery"], limit=5, holder=HOLDER)
+    engine.settle(
+        [done(a, record=Record(task_id="a", status="SUCCESS")), Settlement(id="c", verdict=Verdict.DEAD, lease=c.lease, reason="x")]
+    )
+    engine.revoke([Revocation(id="unknown"), Revocation(id="b")])
+    engine.post(["node", "elsewhere"], Letter(method="ping"))
+    engine.pause(["celery"], by="anna")
+    engine.resume(["celery"])
+    engine.unregister("node")
+    engine.purge(["celery"])
+    engine.discard(["c"])
+    forever = {key.removeprefix(f"{prefix}celeriac:") for key in client.keys(f"{prefix}*") if client.ttl(key) == -1}
+    assert forever <= {"n", "taken", "deaths", "queues", "revokes", "w:celery"}
+
+
+def test_an_acl_limited_to_the_prefix_is_enough(engine: RedisEngine, client: Any, port: int, prefix: str) -> None:
+    rules = f"~{prefix}* resetchannels &{prefix}* +@read +@write +@scripting +@pubsub +@connection +@blocking +time -@dangerous".split()
+    client.execute_command("ACL", "SETUSER", "shop", "reset", "on", ">pw", *rules)
+    limited = RedisEngine(f"redis://shop:pw@127.0.0.1:{port}/0", key_prefix=prefix)
+    with closing(limited.subscribe(["a"])) as subscription:
+        limited.publish([message("a"), message("b", delay_seconds=10)])
+        (delivery,) = limited.reserve(["celery"], limit=5, holder=HOLDER)
+        limited.settle([done(delivery, record=Record(task_id="a", status="SUCCESS"))])
+        assert subscription.changed(DEADLINE_SECONDS)
+    assert limited.wait(["celery"], 0.05) is False
+    limited.post(["x"], Letter(method="ping"))
+    assert limited.collect("x", 1.0)
+    limited.reclaim()
+    assert limited.depth()["celery"].scheduled == 1
+    stranger = RedisEngine(f"redis://shop:pw@127.0.0.1:{port}/0", key_prefix="other:")
+    with pytest.raises(EngineUnavailable, match="ACL"):
+        stranger.publish([message("a")])
+    for one in (limited, stranger):
+        one.close()
+
+
+def test_a_million_scheduled_ones_stand_in_nobodys_way(engine: RedisEngine) -> None:
+    for batch in range(20):
+        engine.publish([message(f"later{batch}-{number}", delay_seconds=3600) for number in range(1000)])
+    engine.publish([message("now")])
+    begin = time.monotonic()
+    assert run_all(engine) == ["now"]
+    assert time.monotonic() - begin < 0.5
+
+
+# -- URLs and options --------------------------------------------------------------------------------------------
+
+
+def test_urls() -> None:
+    assert _Place("redis://h", {}).addresses == [("h", 6379)]
+    place = _Place("rediss://u:p%40@[::1]:7000/3?ssl_cert_reqs=CERT_NONE", {})
+    assert place.addresses == [("::1", 7000)]
+    assert place.connection_options == {"username": "u", "password": "p@", "db": 3, "ssl_cert_reqs": "none"}
+    place = _Place("redis+socket:///run/redis.sock?virtual_host=2", {})
+    assert (place.addresses, place.connection_options) == ([("/run/redis.sock", None)], {"db": 2})
+    for url in ("sentinel://:pw@a:1,b/0?master_name=m", "sentinel://:pw@a:1/0;sentinel://:pw@b/0?master_name=m"):
+        place = _Place(url, {} if "," in url else {"master_name": "m"})
+        assert (place.sentinels, place.master_name) == ([("a", 1), ("b", 26379)], "m")
+    place = _Place("redis+cluster://a:1,b:2", {})
+    assert (place.cluster, place.addresses, place.key_prefix) == (True, [("a", 1), ("b", 2)], "{celeriac}:")
+    assert _Place("redis://a", {"cluster": True, "key_prefix": "shop"}).key_prefix == "{shop}:"
+    assert _Place("redis://a", {"global_keyprefix": "shop", "visibility_timeout": 3600}).key_prefix == "shop_"
+
+
+@pytest.mark.parametrize("url", ["redis://h?polish=1", "redis://h:port", "redis://h?socket_timeout=0", "redis://h?socket_timeout=soon"])
+def test_what_is_wrong_is_said_at_once(url: str) -> None:
+    with pytest.raises(ImproperlyConfigured):
+        open_engine(url)
+
+
+def test_a_unix_socket(servers: Servers) -> None:
+    path = servers.directory / "redis.sock"
+    servers.start("--unixsocket", str(path))
+    engine = open_engine(f"redis+socket://{path}")
+    engine.publish([message("a")])
+    assert engine.depth()["celery"].ready == 1
+    engine.close()
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_without_hiredis_answers_are_read_all_the_same(size: int) -> None:
+    answers = b"+OK\r\n:-5\r\n$-1\r\n*-1\r\n$5\r\na\r\nbc\r\n*3\r\n$1\r\nx\r\n*1\r\n:7\r\n$0\r\n\r\n-ERR no\r\n"
+    found: list[list[Any]] = []
+    for reader in (_PlainReader(), _new_reader()):
+        values = []
+        for at in range(0, len(answers), size):
+            reader.feed(answers[at : at + size])
+            while (value := reader.gets()) is not False:
+                values.append(repr(value) if isinstance(value, Exception) else value)
+        found.append(values)
+    assert found[0] == found[1] == [b"OK", -5, None, None, b"a\r\nbc", [b"x", [7], b""], "ServerError('ERR no')"]
+    assert _request(b"GET", b"a") == b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n"
