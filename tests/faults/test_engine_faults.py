@@ -116,11 +116,11 @@ def test_p1_a_full_disk_stops_a_worker_only_for_as_long(project: Project) -> Non
     project.open_gate("open")
     worker = project.worker("-c", "1")
     work_through(project, "before")
-    long = project.tasks.work.delay("long", gate="go")
+    long = project.tasks.bulk.delay("long", 5_000_000, "go")
     project.wait_started("long")
     (child,) = worker.children()
     before = resource.prlimit(child, resource.RLIMIT_FSIZE)
-    resource.prlimit(child, resource.RLIMIT_FSIZE, (1000, before[1]))
+    resource.prlimit(child, resource.RLIMIT_FSIZE, (2_000_000, before[1]))
     project.open_gate("go")
     until(lambda: "is in trouble" in worker.log(), "the process has met the limit")
     assert project.state(long.id) == "PENDING"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sqlite3
 import time
@@ -99,6 +100,24 @@ def test_a_busy_worker_that_stops_gives_back_the_rest_of_its_batch(project: Proj
     records = project.backend.fetch([result.id for result in results])
     assert {id for id, record in records.items() if record.status == "SUCCESS"} == done, "what ran is settled, what did not is not"
     assert project.broker.depth(["celery"])["celery"].ready == 3000 - len(done)
+
+
+def test_term_at_any_moment_of_the_start_ends_the_worker(project: Project) -> None:
+    """Also in the middle of a fork, and to the whole group, as systemd sends it."""
+    dice = random.Random(7)
+    for number in range(10):
+        worker = project.worker("-c", "2", ready=False)
+        if number % 2:
+            until(lambda worker=worker: "[tasks]" in worker.log() or worker.children(), "it is about to start")  # type: ignore[misc]
+            time.sleep(dice.random() * 0.05)  # the random moment
+        else:
+            time.sleep(dice.random() * 0.4)
+        (worker.signal_all if number % 4 < 2 else worker.signal)(signal.SIGTERM)
+        assert worker.wait() in (0, -signal.SIGTERM)
+    until(lambda: not project.processes(), "nothing is left of them")
+    project.worker("-c", "1")
+    assert project.tasks.add.delay(1, 2).get(timeout=40) == 3
+    assert len(project.broker.nodes()) == 1
 
 
 def test_hup_starts_the_worker_again_with_new_code(project: Project) -> None:

@@ -234,6 +234,37 @@ def hoard(self: Task[..., Any], label: str, mebibytes: int) -> int:
 kept: list[bytearray] = []
 
 
+@app.task(bind=True)
+def bulk(self: Task[..., Any], label: str, size: int, gate: str) -> str:
+    note(self, "start", label)
+    wait_for_gate(gate)
+    note(self, "end", label)
+    return "x" * size
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+@app.task(bind=True)
+def fan_out(self: Task[..., Any], label: str) -> list[Any]:
+    """A task with processes of its own: of `multiprocessing`, one of which it terminates, and of `subprocess`."""
+    import multiprocessing
+    import subprocess
+
+    note(self, "start", label)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        squares = pool.map(square, range(5))
+    lazy = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    lazy.start()
+    lazy.terminate()
+    lazy.join(20)
+    asked = subprocess.Popen(["sleep", "60"])
+    asked.terminate()
+    note(self, "end", label)
+    return [squares, lazy.exitcode, asked.wait(20)]
+
+
 @app.task
 def whoami() -> int:
     return os.getpid()
