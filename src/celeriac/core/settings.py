@@ -408,7 +408,7 @@ class Settings:
     task_default_rate_limit: str | float | None = _setting(
         ("rate", _check_rate),
         None,
-        "How often a task may start in each process of a worker: '10/s', '100/m' or '1000/h'. Celery: in each worker.",
+        "How often a task may start in each worker: '10/s', '100/m' or '1000/h'.",
         old="CELERY_DEFAULT_RATE_LIMIT",
     )
     task_ignore_result: bool = _setting(_FLAG, False, "Keep no results.", old="CELERY_IGNORE_RESULT")

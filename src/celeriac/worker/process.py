@@ -97,7 +97,7 @@ class Process:
         plan = msgspec.json.encode(self.plan).decode()
         command = [sys.executable, "-c", start_line(self.plan.pool), plan, str(self.page.fd), str(control)]
         self._popen = subprocess.Popen(
-            command, pass_fds=(self.page.fd, control), env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            command, pass_fds=(self.page.fd, control, self.plan.rates_fd), env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         )
         return self._popen.pid
 
@@ -197,7 +197,7 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
         producer=app.producer,
         settings=app.settings,
         hostname=plan.hostname,
-        gate=None if app.conf.worker_disable_rate_limits else RateLimits().pause_seconds,
+        gate=None if app.conf.worker_disable_rate_limits else RateLimits(plan.rates_fd, app.tasks).pause_seconds,
     )
     settler = Settler(broker, backend, together=app.results_with_broker)
     holder = Holder(plan.node, plan.process)

@@ -101,7 +101,7 @@ class Page:
     @classmethod
     def create(cls, places: int) -> Page:
         """A fresh page for a process that runs up to `places` tasks at once."""
-        fd = _anonymous_file()
+        fd = anonymous_file()
         os.ftruncate(fd, _PLACES_AT + places * _PLACE_BYTES + RING_BYTES)
         return cls.attach(fd, places)
 
@@ -251,7 +251,8 @@ class Page:
         _LENGTH.pack_into(self._memory, _COMMAND_AT + 4, 1)
 
 
-def _anonymous_file() -> int:
+def anonymous_file() -> int:
+    """A descriptor of memory that processes can share."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("celeriac-page")
     import tempfile

@@ -31,6 +31,7 @@ from .options import WorkerOptions
 from .plan import Plan
 from .pools.patching import check_installed
 from .process import GREENLET_POOLS, Process
+from .rates import RateLimits
 from .recovery import recover
 from .remote import answer
 from .slots import ProcessState
@@ -126,6 +127,7 @@ class Supervisor:
             time_limit=options.time_limit,
             soft_time_limit=options.soft_time_limit,
             max_tasks=options.max_tasks_per_child or conf.worker_max_tasks_per_child,
+            rates_fd=RateLimits.create(),
             loglevel=options.loglevel,
             logfile=options.logfile,
             include=options.include,
@@ -167,6 +169,7 @@ class Supervisor:
         finally:
             self._kill_all()
             self.lease.end()
+            os.close(self.plan.rates_fd)
             events.worker_shutdown.send(sender=self)
         return EXIT_RESTART if self._restart else EXIT_OK
 

@@ -97,7 +97,8 @@ def crashed(delivery: Delivery) -> Settlement:
 
 def plan(**more: Any) -> Plan:
     return Plan(
-        **{"node": NODE, "hostname": "w@h", "process": 1, "supervisor_pid": os.getppid(), "queues": ["celery"], "pool": "prefork", **more}
+        rates_fd=-1,
+        **{"node": NODE, "hostname": "w@h", "process": 1, "supervisor_pid": os.getppid(), "queues": ["celery"], "pool": "prefork", **more},
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -21,9 +22,28 @@ def test_a_wrong_rate_says_how_to_write_one(text):
         parse_rate(text)
 
 
-def test_a_token_at_a_time():
-    limits = RateLimits()
-    task = SimpleNamespace(name="t", rate_limit="1/h")
-    assert limits.pause_seconds(task) == 0.0
-    assert 3590 < limits.pause_seconds(task) <= 3600
-    assert limits.pause_seconds(SimpleNamespace(name="other", rate_limit="1/h")) == 0.0
+@pytest.fixture
+def buckets():
+    fd = RateLimits.create()
+    yield fd
+    os.close(fd)
+
+
+def limited(name: str, rate: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, rate_limit=rate)
+
+
+def test_a_token_at_a_time(buckets: int):
+    limits = RateLimits(buckets, ["t", "other"])
+    assert limits.pause_seconds(limited("t", "1/h")) == 0.0
+    assert 3590 < limits.pause_seconds(limited("t", "1/h")) <= 3600
+    assert limits.pause_seconds(limited("other", "1/h")) == 0.0
+
+
+def test_processes_share_the_tokens(buckets: int):
+    limits = RateLimits(buckets, ["t"])
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if RateLimits(buckets, ["t"]).pause_seconds(limited("t", "1/h")) == 0.0 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert limits.pause_seconds(limited("t", "1/h")) > 3000
