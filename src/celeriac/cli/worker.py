@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core import events
 from ..worker.options import WorkerOptions
 from . import daemon, exits
 from .command import Command, ParamType, comma_separated, plain_errors
@@ -179,6 +180,8 @@ def _start(session: Session, given: dict[str, Any], node: str, background: daemo
         if logfile is not None:
             _check_writable(logfile)
         app = session.app_including(given["include"] or [])
+        # Receivers may change settings for this one worker, so this comes before anything is read from them.
+        events.celeryd_init.send(sender=node, instance=None, conf=app.conf, options=given)
         options = _options(session, app, given, node, logfile)
         if not session.quiet:
             _print_banner(session, app, options)

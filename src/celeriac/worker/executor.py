@@ -278,7 +278,7 @@ class Executor:
         if waited < self.settings.task_unknown_expires:
             if delivery.interruptions == 0:
                 logger.error("%s The message waits for a worker that knows it.", error)
-            return _released(delivery, UNKNOWN_TASK_PAUSE_SECONDS)
+            return _released(delivery, min(UNKNOWN_TASK_PAUSE_SECONDS, self.settings.task_unknown_expires - waited))
         logger.error("%s The message waited %.0f s and went to the dead letters of %r.", error, waited, delivery.queue)
         return _dead_letter(delivery, str(error), _failure(delivery.id, message, error, self.hostname))
 

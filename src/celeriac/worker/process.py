@@ -201,7 +201,7 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
     )
     settler = Settler(broker, backend, together=app.results_with_broker)
     holder = Holder(plan.node, plan.process)
-    events.worker_process_init.send(sender=None, hostname=plan.hostname)
+    events.worker_process_init.send(sender=plan.hostname, hostname=plan.hostname)
     code = EXIT_OK
     try:
         if plan.pool in ("prefork", "solo"):
@@ -233,6 +233,14 @@ def _be_a_child() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(signum, _leave_it_to_the_supervisor)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.register_at_fork(after_in_child=_be_nobodys_child)
+
+
+def _be_nobodys_child() -> None:
+    """A process that a task makes is its own business: whoever made it must be able to end it."""
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _leave_it_to_the_supervisor(signum: int, frame: object) -> None:

@@ -174,7 +174,6 @@ class Supervisor:
         return EXIT_RESTART if self._restart else EXIT_OK
 
     def _prepare(self) -> None:
-        events.celeryd_init.send(sender=self.plan.hostname, instance=self, conf=self.app.conf, options=self.options)
         rival = self.lease.rival()
         if rival is not None:
             raise ImproperlyConfigured(

@@ -1,4 +1,7 @@
-"""`--pool=gevent` and `--pool=eventlet`: a greenlet for each task, in a process of its own whose standard library is patched."""
+"""`--pool=gevent` and `--pool=eventlet`: a greenlet for each task, in a process of its own whose standard library is patched.
+
+`async def` tasks run here one after the other; `--pool=asyncio` is the pool for many of them at once.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ class Greenlets:
         self.control = control
         self.pump = Pump(plan, settler, executor, page, holder, start=self._start)
         self.running: dict[str, Any] = {}
+        self.one_loop = threading.Lock()
         self.spawn, self.later = _gevent() if plan.pool == "gevent" else _eventlet()
 
     def run(self) -> int:
@@ -43,6 +47,13 @@ class Greenlets:
             self.running[delivery.id] = self.spawn(self._run, place, delivery)
 
     def _run(self, place: int, delivery: Delivery) -> None:
+        if self._is_coroutine(delivery):
+            with self.one_loop:
+                self._run_now(place, delivery)
+        else:
+            self._run_now(place, delivery)
+
+    def _run_now(self, place: int, delivery: Delivery) -> None:
         hard, soft = self.pump.mark(place, delivery)
         cancels: list[Callable[[], object]] = []
         if soft:
@@ -60,6 +71,11 @@ class Greenlets:
             self.running.pop(delivery.id, None)
             for cancel in cancels:
                 cancel()
+
+    def _is_coroutine(self, delivery: Delivery) -> bool:
+        """Greenlets share one thread, and a thread can run one event loop at a time: so `async def` tasks run one after the other."""
+        task = self.executor.tasks.get(delivery.message.task) if delivery.message is not None else None
+        return task is not None and task.is_async
 
     def _end_later(self, seconds: float, task_id: str, error: BaseException, cancels: list[Callable[[], object]]) -> None:
         cancels.append(self.later(seconds, self._end, task_id, self.running.get(task_id), error, cancels))
