@@ -10,7 +10,7 @@ from ..core.errors import ImproperlyConfigured
 if TYPE_CHECKING:
     from ..contracts.engine import Engine
 
-_SCHEMES = "memory://, sqlite:///relative.db, sqlite:////absolute.db, redis://host:6379/0 (also rediss, unix, sentinel, redis+cluster)"
+_SCHEMES = "memory://, sqlite:///relative.db, sqlite:////absolute.db, postgresql://host/database, redis://host:6379/0 (also rediss, unix, sentinel, redis+cluster)"
 
 
 def open_engine(url: str, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Engine:
@@ -32,6 +32,10 @@ def open_engine(url: str, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Eng
             from .redis import RedisEngine
 
             return RedisEngine(url, clock=clock, **options)
+        case "postgresql" | "postgres":
+            from .postgresql import PostgreSQLEngine
+
+            return PostgreSQLEngine(url, clock=clock, **options)
         case "":
             raise ImproperlyConfigured(f"{url!r} is not the URL of an engine. Use one of {_SCHEMES}.")
         case _:

@@ -1,0 +1,502 @@
+"""What is special to the PostgreSQL engine; all else is in the contract. The server is the tests' own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from celeriac.contracts.mailbox import Node
+from celeriac.core.errors import EncodeError, EngineCorrupt, EngineUnavailable, ImproperlyConfigured
+from celeriac.core.message import Delivery, Holder, Message, Record, Settlement, Verdict
+from celeriac.engines import open_engine
+from tests.support.postgresql import Server, SessionServer, free_port, missing, program
+
+postgresql = pytest.importorskip("celeriac.engines.postgresql")
+pytest.importorskip("psycopg")
+PostgreSQLEngine = postgresql.PostgreSQLEngine
+
+DEADLINE_SECONDS = 20.0
+HOLDER = Holder("node", 1)
+
+
+def message(id: str, **fields: Any) -> Message:
+    return Message(id=id, task="shop.tasks.charge", body=Raw(b"[[], {}, {}]"), **fields)
+
+
+def done(delivery: Delivery, **fields: Any) -> Settlement:
+    return Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, **fields)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SessionServer]:
+    server = SessionServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def url(server: SessionServer) -> Iterator[str]:
+    """Of a schema of this test's own."""
+    import uuid
+
+    import psycopg
+
+    schema = f"celeriac_{uuid.uuid4().hex}"
+    plain = server.url()
+    yield f"{plain}{'&' if '?' in plain else '?'}schema={schema}"
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Any]:
+    engine = PostgreSQLEngine(url)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server that the test may stop and kill."""
+    if program("postgres") is None:
+        missing("PostgreSQL is not installed")
+    directory = Path(tempfile.mkdtemp(prefix="celeriac-postgresql-"))
+    server = Server(directory, options={"shared_buffers": "16MB", "max_connections": "20"})
+    server.make()
+    server.start()
+    yield server
+    server.stop(signal.SIGQUIT)
+    shutil.rmtree(directory)
+
+
+class Proxy:
+    """Stands between us and the server, and can go silent, or cut."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.silent = False
+        self.deaf_to_answers = False
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                upstream = socket.create_connection(("127.0.0.1", self.target))
+                self._sockets += [client, upstream]
+                threading.Thread(target=self._copy, args=(client, upstream, False), daemon=True).start()
+                threading.Thread(target=self._copy, args=(upstream, client, True), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not self.silent and not (answers and self.deaf_to_answers):
+                    sink.sendall(data)
+
+    def cut(self) -> None:
+        sockets, self._sockets = self._sockets, []
+        for one in sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+
+def through(proxy: Proxy, url: str) -> str:
+    head, _, tail = url.partition("@")
+    return f"{head}@127.0.0.1:{proxy.port}/{tail.partition('/')[2]}"
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[Proxy]:
+    port = int(url.partition("@")[2].partition("/")[0].partition(":")[2] or 5432)
+    proxy = Proxy(port)
+    yield proxy
+    proxy.close()
+
+
+# -- configuration ----------------------------------------------------------------------------------------------------
+
+
+def test_both_schemes_are_known() -> None:
+    for scheme in ("postgresql", "postgres"):
+        assert open_engine(f"{scheme}://localhost/x").capabilities.engine == "postgresql"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgresql://h/d?schema=Not-A-Name", "schema"),
+        ("postgresql://h/d?pool_size=0", "pool_size"),
+        ("postgresql://h/d?listen=perhaps", "listen"),
+        ("postgresql://h/d?no_such_thing=1", "no_such_thing"),
+        ("postgresql://h:port/d?[", "URL"),
+    ],
+)
+def test_what_is_wrong_is_named(url: str, says: str) -> None:
+    with pytest.raises((ImproperlyConfigured, EngineUnavailable), match=says):
+        PostgreSQLEngine(url).queues()
+
+
+def test_unknown_transport_options_are_refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="It has schema, pool_size"):
+        PostgreSQLEngine("postgresql://h/d", visibility_timeout=3)
+
+
+# -- the schema ---------------------------------------------------------------------------------------------------------
+
+
+def test_many_at_once_make_one_schema(url: str) -> None:
+    engines = [PostgreSQLEngine(url) for _ in range(6)]
+    troubles: list[BaseException] = []
+
+    def use(engine: Any) -> None:
+        try:
+            engine.publish([message("m")])
+        except BaseException as trouble:
+            troubles.append(trouble)
+
+    threads = [threading.Thread(target=use, args=(engine,)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert troubles == []
+    assert engines[0].depth()["celery"].ready == 1
+    for engine in engines:
+        engine.close()
+
+
+def test_a_newer_schema_is_left_alone(engine: Any, url: str) -> None:
+    engine.queues()
+    engine._run("UPDATE {s}.version SET version = 99", ())
+    with pytest.raises(EngineCorrupt, match="newer Celeriac"):
+        PostgreSQLEngine(url).queues()
+
+
+def test_a_schema_that_somebody_dropped_is_made_anew(engine: Any) -> None:
+    engine.publish([message("m")])
+    engine._run(f"DROP SCHEMA {engine._schema} CASCADE", ())
+    with pytest.raises(EngineUnavailable, match="made anew"):
+        engine.publish([message("n")])
+    engine.publish([message("n")])
+    assert [waiting.id for waiting in engine.peek("celery")] == ["n"]
+
+
+def test_ids_that_no_index_takes_are_refused_in_words(engine: Any) -> None:
+    with pytest.raises(EncodeError, match="length"):
+        engine.publish([message(os.urandom(20_000).hex())])
+    assert engine.queues() == []
+
+
+# -- plans ----------------------------------------------------------------------------------------------------------------
+
+
+HOT = {
+    "take": "SELECT m.ctid FROM {s}.messages m WHERE m.state = 0 AND m.queue = $1 ORDER BY m.priority DESC, m.at, m.n LIMIT 16 FOR UPDATE SKIP LOCKED",
+    "take from a floor": "SELECT m.ctid FROM {s}.messages m WHERE m.state = 0 AND m.queue = $1 AND m.priority = 0 AND m.at >= 5 ORDER BY m.at, m.n LIMIT 16",
+    "due": "SELECT m.ctid FROM {s}.messages m WHERE m.state = 1 AND m.queue = $1 AND m.due <= 5 ORDER BY m.due LIMIT 1000 FOR UPDATE SKIP LOCKED",
+    "any due": "SELECT 1 FROM {s}.messages m WHERE m.state = 1 AND m.queue = $1 AND m.due <= 5 LIMIT 1",
+    "held": "SELECT m.id FROM {s}.messages m WHERE m.state = 2 AND m.node = $1 ORDER BY m.taken",
+    "settle": "DELETE FROM {s}.messages m USING unnest(ARRAY[$1]) u (id) WHERE m.id = u.id AND m.state = 2",
+    "fetch": "SELECT record FROM {s}.results WHERE task_id = ANY (ARRAY[$1])",
+    "prune": "SELECT r.task_id FROM {s}.results r WHERE r.stored < 5 AND $1 <> '' ORDER BY r.stored LIMIT 1000",
+}
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+@pytest.mark.parametrize("name", HOT)
+def test_no_hot_statement_reads_or_sorts_a_whole_table(engine: Any, name: str, analyzed: bool) -> None:
+    """Also when the statistics are those of an empty table, or of one full of another queue."""
+    engine.queues()
+    if analyzed:
+        engine.publish([message(f"m{number}", queue=f"q{number % 3}") for number in range(3000)])
+        engine._run("ANALYZE {s}.messages", ())
+    with engine._transaction() as run:
+        run("SELECT {s}.steer()")
+        plan = "\n".join(line for (line,) in run("EXPLAIN " + HOT[name].replace("$1", "'x'::text")))
+    assert "Seq Scan" not in plan, plan
+    assert "Index" in plan, plan
+    if name != "prune" or analyzed:
+        assert "Sort" not in plan, plan
+
+
+# -- trouble ----------------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_there_is_said_at_once_and_in_words() -> None:
+    engine = PostgreSQLEngine(f"postgresql://u:secret@127.0.0.1:{free_port()}/d")
+    with pytest.raises(EngineUnavailable, match="Does it run there") as caught:
+        engine.publish([message("m")], timeout_seconds=1.0)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_unknown_host_is_said_in_time() -> None:
+    engine = PostgreSQLEngine("postgresql://no-such-host.invalid/d")
+    begin = time.monotonic()
+    with pytest.raises(EngineUnavailable, match="cannot be resolved"):
+        engine.publish([message("m")], timeout_seconds=1.0)
+    assert time.monotonic() - begin < 3
+
+
+def test_a_database_that_does_not_exist(server: SessionServer) -> None:
+    base = server.url().partition("?")[0].rpartition("/")[0]
+    with pytest.raises(EngineUnavailable, match="Create it"):
+        PostgreSQLEngine(f"{base}/nowhere").queues()
+
+
+def test_a_user_who_is_not_let_in(server: SessionServer) -> None:
+    host = server.url().partition("@")[2]
+    with pytest.raises(EngineUnavailable, match="user and password"):
+        PostgreSQLEngine(f"postgresql://nobody_known@{host}").queues()
+
+
+def test_tls_that_the_server_does_not_speak(server: SessionServer) -> None:
+    with pytest.raises(EngineUnavailable, match="sslmode"):
+        PostgreSQLEngine(server.url().partition("?")[0] + "?sslmode=require").queues()
+
+
+def test_silence_ends_with_the_timeout_and_then_it_fails_at_once_until_a_probe_succeeds(proxy: Proxy, url: str) -> None:
+    engine = PostgreSQLEngine(through(proxy, url))
+    engine.publish([message("before")])
+    proxy.silent = True
+    for number in range(3):
+        begin = time.monotonic()
+        with pytest.raises(EngineUnavailable):
+            engine.publish([message(f"m{number}")], timeout_seconds=0.3)
+        assert time.monotonic() - begin < 1.0
+    begin = time.monotonic()
+    with pytest.raises(EngineUnavailable, match="Not tried again now"):
+        engine.publish([message("m")], timeout_seconds=0.3)
+    assert time.monotonic() - begin < 0.05
+    proxy.silent = False
+    proxy.cut()
+
+    def published() -> bool:
+        with suppress(EngineUnavailable):
+            engine.publish([message("after")], timeout_seconds=1.0)
+            return True
+        return False
+
+    until(published)
+    engine.publish([message("at once")])
+    engine.close()
+
+
+def test_a_lost_answer_does_not_double_what_was_done_meanwhile(proxy: Proxy, url: str, engine: Any) -> None:
+    """The message was published, run and forgotten before the caller tried again."""
+    producer = PostgreSQLEngine(through(proxy, url))
+    producer.publish([message("warm")])
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    engine.settle([done(delivery) for delivery in engine.reserve(["celery"], limit=9, holder=HOLDER)])
+    for number, record in enumerate([None, Record(task_id="m1", status="SUCCESS")]):
+        one = message(f"m{number}")
+        producer.publish([message(f"other{number}")])  # connects
+        proxy.deaf_to_answers = True
+        with pytest.raises(EngineUnavailable):
+            producer.publish([one], timeout_seconds=0.3)
+        proxy.deaf_to_answers = False
+        proxy.cut()
+        until(lambda one=one: engine.find([one.id]))
+        deliveries = {delivery.id: delivery for delivery in engine.reserve(["celery"], limit=9, holder=HOLDER)}
+        assert engine.settle([done(deliveries.pop(one.id), record=record), *(done(other) for other in deliveries.values())]) == []
+        producer.publish([one])
+        assert engine.find([one.id]) == {}, "it would run twice"
+        producer.publish([one])
+        assert list(engine.find([one.id])) == [one.id], "with the answer heard, there is no doubt any more"
+        engine.purge(["celery"])
+    producer.close()
+
+
+def test_a_session_that_was_ended_is_not_noticed(engine: Any) -> None:
+    engine.publish([message("m")])
+    with closing(engine.subscribe(["m"])) as subscription:
+        engine._run(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'celeriac' AND datname = current_database() AND pid <> pg_backend_pid()",
+            (),
+        )
+        engine.store([Record(task_id="m", status="SUCCESS")])
+        assert subscription.changed(DEADLINE_SECONDS)
+    engine.publish([message("n")])
+    assert len(engine.peek("celery")) == 2
+
+
+def test_the_server_restarts_under_idle_and_waiting_clients(own_server: Server) -> None:
+    engine = PostgreSQLEngine(own_server.url)
+    engine.publish([message("m")])
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    own_server.stop()
+    with pytest.raises(EngineUnavailable):
+        engine.publish([message("n")], timeout_seconds=0.5)
+    own_server.start()
+    until(lambda: not _fails(lambda: engine.queues()))
+    engine.publish([message("n")])
+    assert [delivery.id for delivery in engine.reserve(["celery"], limit=9, holder=HOLDER)] == ["m", "n"]
+    engine.close()
+
+
+def test_what_was_published_survives_a_crash_of_the_server(own_server: Server) -> None:
+    """And what was settled in the last moment may run again, whole: no half of a settlement is there."""
+    engine = PostgreSQLEngine(own_server.url)
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    ids = [f"m{number}" for number in range(200)]
+    for id in ids[:-100]:
+        engine.publish([message(id)])
+    engine.settle(
+        [done(one, record=Record(task_id=one.id, status="SUCCESS")) for one in engine.reserve(["celery"], limit=50, holder=HOLDER)]
+    )
+    for id in ids[-100:]:
+        engine.publish([message(id)])
+    own_server.stop(signal.SIGQUIT)
+    own_server.start()
+    until(lambda: not _fails(lambda: engine.queues()))
+    kept = set(engine.fetch(ids))
+    waiting = {found.id for state in ("ready", "leased") for found in engine.peek("celery", state=state, limit=1000)}
+    assert kept | waiting == set(ids)
+    assert kept & waiting == set()
+    engine.close()
+
+
+def test_a_replica_is_named_as_one(engine: Any, url: str) -> None:
+    engine.queues()
+    with pytest.raises(EngineUnavailable, match="replica, or set read-only"):
+        PostgreSQLEngine(f"{url}&options=-c%20default_transaction_read_only%3Don").publish([message("m")])
+
+
+def test_a_statement_timeout_is_named_as_one(engine: Any, url: str) -> None:
+    import psycopg
+
+    engine.publish([message("m")])
+    hasty = PostgreSQLEngine(f"{url}&options=-c%20statement_timeout%3D200")
+    with psycopg.connect(url.partition("?")[0]) as blocker:
+        blocker.execute(f"LOCK TABLE {engine._schema}.messages")  # type: ignore[call-overload]
+        with pytest.raises(EngineUnavailable, match="statement_timeout"):
+            hasty.peek("celery")
+    assert len(hasty.peek("celery")) == 1
+    hasty.close()
+
+
+def test_a_lock_does_not_hold_a_caller_longer_than_he_gives(engine: Any, url: str) -> None:
+    import psycopg
+
+    engine.publish([message("m")])
+    with psycopg.connect(url.partition("?")[0]) as blocker:
+        blocker.execute(f"LOCK TABLE {engine._schema}.messages")  # type: ignore[call-overload]
+        begin = time.monotonic()
+        with pytest.raises(EngineUnavailable, match="lock"):
+            engine.publish([message("n")], timeout_seconds=0.5)
+        assert time.monotonic() - begin < 1.0
+    assert list(engine.find(["m", "n"])) == ["m"], "nor is it published later"
+
+
+def _fails(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except EngineUnavailable:
+        return True
+    return False
+
+
+# -- in the caller's own transaction -------------------------------------------------------------------------------------
+
+
+def test_publishing_with_the_callers_transaction(engine: Any, url: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url.partition("?")[0]) as connection:
+        engine.publish_in(connection, [message("rolled back"), message("nul\0byte", delay_seconds=5)])
+        connection.rollback()
+        assert engine.queues() == []
+        woken: list[bool] = []
+        waiter = threading.Thread(target=lambda: woken.append(engine.wait(["celery"], DEADLINE_SECONDS)))
+        waiter.start()
+        engine.publish_in(connection, [message("m"), message("nul\0byte", delay_seconds=500)])
+        assert engine.queues() == []
+        until(lambda: engine._listener._places)
+        connection.commit()
+        begin = time.monotonic()
+        waiter.join(DEADLINE_SECONDS)
+        assert woken == [True]
+        assert time.monotonic() - begin < 5
+        assert {found.id: found.state for found in engine.find(["m", "nul\0byte"]).values()} == {"m": "ready", "nul\0byte": "scheduled"}
+        engine.publish_in(connection, [])
+
+
+# -- without LISTEN and without prepared statements ------------------------------------------------------------------------
+
+
+def test_behind_pgbouncer_it_looks(url: str) -> None:
+    engine = PostgreSQLEngine(f"{url}&listen=false&prepare=false&poll_seconds=0.02")
+    woken: list[bool] = []
+    engine.queues()
+    waiter = threading.Thread(target=lambda: woken.append(engine.wait(["celery"], DEADLINE_SECONDS)))
+    waiter.start()
+    engine.publish([message("m")])
+    waiter.join(DEADLINE_SECONDS)
+    assert woken == [True]
+    with closing(engine.subscribe(["m"])) as subscription:
+        assert subscription.changed() is False
+        engine.store([Record(task_id="m", status="SUCCESS")])
+        assert subscription.changed(DEADLINE_SECONDS)
+    assert engine._rows("SELECT count(*) FROM pg_prepared_statements") == [(0,)]
+    assert engine._listener._connection is None
+    engine.close()
+
+
+# -- waking -------------------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_is_notified_when_nobody_waits(engine: Any) -> None:
+    """NOTIFY makes commits stand in line; a busy queue does without."""
+    engine.publish([message("m")])
+    with engine._transaction() as run:
+        before = run("SELECT pg_notification_queue_usage()")
+        run(postgresql.PUBLISH, *postgresql._Rows([message("n")]).parameters(), None, 1000, None)
+        assert run(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass AND mode = 'AccessExclusiveLock'"
+        ) == [(0,)]
+        assert before == run("SELECT pg_notification_queue_usage()")
+
+
+def test_one_message_wakes_one(url: str) -> None:
+    """Of several processes that wait, the others sleep on."""
+    engines = [PostgreSQLEngine(url) for _ in range(4)]
+    publisher = PostgreSQLEngine(url)
+    publisher.queues()
+    places = []
+    for engine in engines:
+        place = engine._listener.attending(["qcelery"])
+        places.append(place.__enter__())
+    publisher.publish([message("m")])
+    deadline = time.monotonic() + 1.0
+    woken = [place.rest(max(time.monotonic() + 0.1, deadline if number == 0 else 0)) for number, place in enumerate(places)]
+    assert woken.count(True) == 1
+    for place in places:
+        place.close()
+    for engine in [*engines, publisher]:
+        engine.close()
