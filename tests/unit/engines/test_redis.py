@@ -428,7 +428,7 @@ def test_an_acl_limited_to_the_prefix_is_enough(engine: RedisEngine, client: Any
         one.close()
 
 
-def test_a_million_scheduled_ones_stand_in_nobodys_way(engine: RedisEngine) -> None:
+def test_what_is_scheduled_stands_in_nobodys_way(engine: RedisEngine) -> None:
     for batch in range(20):
         engine.publish([message(f"later{batch}-{number}", delay_seconds=3600) for number in range(1000)])
     engine.publish([message("now")])
