@@ -20,6 +20,7 @@ demo: $(READY) ## real work by real worker processes, checked at the end
 
 test: $(READY) ## style, types, imports, and all tests with the short fault runs
 	@scripts/check
+	@scripts/servers
 	@scripts/test
 
 check: $(READY) ## style, types and the direction of imports
