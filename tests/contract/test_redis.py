@@ -12,6 +12,7 @@ import pytest
 from celeriac.contracts.engine import Engine
 from celeriac.core.clock import SYSTEM_CLOCK, Clock
 from celeriac.testing.contract import EngineContract, EngineMaker
+from celeriac.testing.contract.harness import message
 
 from tests.support.redis import Servers, make_cluster  # isort: skip  (skips all where redis-py is missing)
 
@@ -84,3 +85,20 @@ class TestRedisCluster(EngineContract):
     @pytest.fixture
     def make_engine(self, cluster_url: str) -> EngineMaker:
         return RedisMaker(cluster_url)
+
+
+def test_keys_that_moved_are_followed(cluster_url: str) -> None:
+    """Whatever node we believe to be the right one, the answer MOVED leads to it."""
+    maker = RedisMaker(cluster_url)
+    engine = maker()
+    assert isinstance(engine, RedisEngine)
+    engine.publish([message("a")])
+    server = engine._server
+    (right,) = [server._primary]
+    for wrong in [address for address in server._known if address != right]:
+        server.close()
+        server._primary = wrong
+        engine.publish([message(f"{wrong}")])
+        assert server._primary == right
+    assert engine.depth(["celery"])["celery"].ready == len(server._known)
+    engine.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 import uuid
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from tests.support.redis import DEADLINE_SECONDS, Proxy, Servers, redis  # isort: skip  (skips all where redis-py is missing)
+from tests.support.redis import DEADLINE_SECONDS, Proxy, Servers, free_port, redis  # isort: skip  (skips all where redis-py is missing)
 
 from celeriac.contracts.mailbox import Letter, Node
 from celeriac.core.errors import EngineUnavailable, ImproperlyConfigured, NodeLost
@@ -264,6 +266,40 @@ def test_what_the_server_refuses_is_said_with_what_to_do(servers: Servers, optio
 def test_tls_to_a_port_that_speaks_none(port: int) -> None:
     with pytest.raises(EngineUnavailable, match=r"TLS|in time"):
         RedisEngine(f"rediss://127.0.0.1:{port}/0").publish([message("a")], timeout_seconds=1.0)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate with")
+def test_tls(servers: Servers) -> None:
+    key, certificate = servers.directory / "key.pem", servers.directory / "certificate.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1".split()
+    subprocess.run([*make, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    port = free_port()
+    options = [
+        "--tls-port",
+        str(port),
+        "--tls-cert-file",
+        str(certificate),
+        "--tls-key-file",
+        str(key),
+        "--tls-ca-cert-file",
+        str(certificate),
+    ]
+    servers.start(*options, "--tls-auth-clients", "no")
+    with pytest.raises(EngineUnavailable, match="TLS"):
+        RedisEngine(f"rediss://127.0.0.1:{port}/0").publish([message("a")])
+    engine = RedisEngine(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}")
+    engine.register(Node(id="node", name="celeriac@host"), lease_seconds=60)
+    with closing(engine.subscribe(["a"])) as subscription:
+        assert subscription.changed(0.05) is False
+        engine.publish([message("a", argsrepr="x" * 3_000_000)])
+        (delivery,) = engine.reserve(["celery"], limit=5, holder=HOLDER)
+        engine.settle([done(delivery, record=Record(task_id="a", status="SUCCESS", result=Raw(b'"' + b"x" * 300_000 + b'"')))])
+        assert subscription.changed(DEADLINE_SECONDS) is True
+        while subscription.changed():
+            pass
+        assert subscription.changed(0.05) is False
+    assert list(engine.fetch(["a"])) == ["a"]
+    engine.close()
 
 
 def test_a_server_that_starts_again_with_its_memory_gone(servers: Servers) -> None:
