@@ -110,6 +110,9 @@ MEANINGLESS = (
 # deadbody id → the message                                w:queue  "!" something is ready, "~" something comes due earlier than was known
 # b:, bw:address  letters, and their token                 p:, x:pen  what a pen did last
 #
+# first   does not exist. A script whose first write needs no memory may go on when the server has none left: so what is there is still worked off, and leases
+#         are renewed, while new tasks are refused.
+#
 # A place is a moment in microseconds and a number, both of fixed width: so places compare as text, over all queues.
 HEAD = (
     f"local PEN_SECONDS = {PEN_SECONDS}"
@@ -239,6 +242,7 @@ local function promote(queue)
   local key = P .. 's:' .. queue
   local due = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 1000)
   if #due == 0 then return end
+  call('DEL', P .. 'first')
   local metas = call('HMGET', META, unpack(due))
   for i, id in ipairs(due) do
     if metas[i] then
@@ -273,6 +277,7 @@ EXCHANGE = (
     + """
 local node, process, queues, limit, fast, S = A[5], A[6], A[7], A[8], A[9], A[10]
 if node and call('HEXISTS', P .. 'nodes', node) == 0 then return redis.error_reply('NODELOST The node is not registered.') end
+call('DEL', P .. 'first')
 local pen, done, ids, refused, before = P .. 'x:' .. ARGV[2], {}, {}, {}, nil
 if ARGV[4] == '1' then
   local kept = call('GET', pen)
@@ -435,6 +440,7 @@ if not now then
   now = t[1] + t[2] / 1000000
 end
 if call('HEXISTS', P .. 'nodes', node) == 0 then return redis.error_reply('NODELOST The node is not registered.') end
+call('DEL', P .. 'first')
 local refused, done, ids, metas, bodies, revoked = {}, {}, {}, {}, {}, {}
 if #S > 0 then
   local hand = P .. 'l:' .. S[1][3]
@@ -571,6 +577,7 @@ return answers
 REGISTER = (
     HEAD
     + """
+call('DEL', P .. 'first')
 call('HSET', P .. 'nodes', A[5], A[6])
 call('ZADD', P .. 'leases', mono + A[7], A[5])
 return 1
@@ -580,6 +587,7 @@ HEARTBEAT = (
     HEAD
     + """
 if call('HEXISTS', P .. 'nodes', A[5]) == 0 then return 0 end
+call('DEL', P .. 'first')
 call('ZADD', P .. 'leases', mono + A[6], A[5])
 return 1
 """

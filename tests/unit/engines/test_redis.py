@@ -263,6 +263,32 @@ def test_what_the_server_refuses_is_said_with_what_to_do(servers: Servers, optio
     engine.close()
 
 
+def test_without_memory_new_tasks_are_refused_and_the_others_worked_off(servers: Servers) -> None:
+    port = servers.start("--maxmemory-policy", "noeviction")
+    engine = RedisEngine(f"redis://127.0.0.1:{port}/0")
+    engine.register(Node(id="node", name="celeriac@host"), lease_seconds=60)
+    engine.publish([message(id) for id in "abc"])
+    engine.publish([message("later", delay_seconds=0.05)])
+    first = engine.reserve(["celery"], limit=1, holder=HOLDER)
+    with redis.Redis(port=port) as client:
+        client.config_set("maxmemory", "1")
+    with pytest.raises(EngineUnavailable, match="maxmemory"):
+        engine.publish([message("new")])
+    assert engine.heartbeat("node", lease_seconds=60) is True
+    outcome = done(first[0], record=Record(task_id="a", status="SUCCESS"), follow_ups=[message("follows")])
+    assert engine.settle([outcome]) == []
+    until(lambda: engine.now() > engine.find(["follows"])["follows"].waiting_since + 0.06)
+    batch = engine.reserve(["celery"], limit=1, holder=HOLDER)
+    refused, rest = engine.exchange(
+        [done(one, record=Record(task_id=one.id, status="SUCCESS")) for one in batch], ["celery"], limit=9, holder=HOLDER
+    )
+    assert (refused, sorted(one.id for one in [*batch, *rest])) == ([], ["b", "c", "follows", "later"])
+    assert engine.settle([done(one) for one in rest]) == []
+    engine.register(Node(id="another", name="celeriac@host"), lease_seconds=60)
+    assert engine.queues() == []
+    engine.close()
+
+
 def test_tls_to_a_port_that_speaks_none(port: int) -> None:
     with pytest.raises(EngineUnavailable, match=r"TLS|in time"):
         RedisEngine(f"rediss://127.0.0.1:{port}/0").publish([message("a")], timeout_seconds=1.0)
