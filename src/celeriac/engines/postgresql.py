@@ -393,6 +393,7 @@ FUNCTIONS = """
         RETURN v_kept;
     END $$;
 
+    -- A lease is known by its node, which nothing else has: `state = 2` is not asked for, since then the planner would look through all that the node ever held.
     -- All are DONE, held by one holder, nothing follows, and no id comes twice. `p_limit` null: only settle.
     CREATE FUNCTION {s}.exchange_done(
         p_holder text, p_holder_process int, p_ids text[], p_tokens int[], p_record_ids text[], p_statuses text[], p_ready boolean[], p_records bytea[], p_silent text[],
@@ -409,7 +410,7 @@ FUNCTIONS = """
         IF p_ids IS NOT NULL THEN
             WITH gone AS (
                 DELETE FROM {s}.messages m USING unnest(p_ids, p_tokens) u (id, token)
-                WHERE m.id = u.id AND m.state = 2 AND m.token = u.token AND m.node = p_holder AND m.process = p_holder_process
+                WHERE m.id = u.id AND m.token = u.token AND m.node = p_holder AND m.process = p_holder_process
                 RETURNING m.id
             )
             SELECT array_agg(g.id) INTO v_gone FROM gone g;
@@ -459,7 +460,7 @@ FUNCTIONS = """
         FOR i IN 1..cardinality(s_id) LOOP
             IF s_token[i] IS NOT NULL THEN
                 SELECT m.revoked, m.end_status, m.end_record, m.queue INTO v_revoked, v_status, v_record, v_queue FROM {s}.messages m
-                WHERE m.id = s_id[i] AND m.state = 2 AND m.token = s_token[i] AND m.node = s_node[i] AND m.process = s_process[i] FOR UPDATE;
+                WHERE m.id = s_id[i] AND m.token = s_token[i] AND m.node = s_node[i] AND m.process = s_process[i] FOR UPDATE;
                 IF NOT FOUND THEN
                     RETURN QUERY SELECT 0, s_id[i], NULL::text, 0, 0, 0, v_now, false, v_now, NULL::bytea;
                     CONTINUE;
@@ -599,7 +600,7 @@ HELD = (
     " m.revoked OR EXISTS (SELECT FROM {s}.revokes r WHERE r.id = m.id AND r.until > coalesce($2::float8, {s}.now())), coalesce($2::float8, {s}.now()), m.message, m.process"
     " FROM {s}.messages m WHERE m.state = 2 AND m.node = $1 ORDER BY m.taken"
 )
-STORE_FENCE = "SELECT 1 FROM {s}.messages m WHERE m.id = $1 AND m.state = 2 AND m.node = $2 AND m.process = $3 AND m.token = $4 FOR SHARE"
+STORE_FENCE = "SELECT 1 FROM {s}.messages m WHERE m.id = $1 AND m.node = $2 AND m.process = $3 AND m.token = $4 FOR SHARE"
 KEEP = "SELECT {s}.keep($1, $2, $3, $4, coalesce($5, {s}.now()))"
 PRUNE = "DELETE FROM {s}.results WHERE task_id IN (SELECT r.task_id FROM {s}.results r WHERE r.stored < $1::float8 ORDER BY r.stored LIMIT $2::int FOR UPDATE SKIP LOCKED)"
 # The clock may have been set back: what claims to come from the future was stored now.
