@@ -1261,6 +1261,7 @@ class PostgreSQLEngine:
                     continue
                 self._judge(error)
                 raise
+            self._failures = 0  # an answer counts; a connection alone, to a proxy whose server is gone, does not
             self._release(connection)
             return result
 
@@ -1273,6 +1274,7 @@ class PostgreSQLEngine:
             connection.run("BEGIN", (), deadline)
             yield _Transaction(self, connection, deadline)
             connection.run("COMMIT", (), deadline)
+            self._failures = 0
         except BaseException as error:
             connection.roll_back(deadline)
             self._judge(error)
@@ -1333,7 +1335,6 @@ class PostgreSQLEngine:
             connection.close()
             self._judge(error)
             raise
-        self._failures = 0
         return connection
 
     def _failed(self, trouble: str) -> None:
