@@ -197,3 +197,13 @@ def test_an_eager_call_comes_to_the_same_as_a_worker(make_project: MakeProject, 
     result = getattr(eager.tasks, name).delay(*arguments)
     seen_eagerly = (result.state, repr(result.result), [(entry.what, entry.label, entry.retries) for entry in eager.journal()])
     assert seen_eagerly == seen_by_worker
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_task_may_have_processes_of_its_own(project: Project, pool: str) -> None:
+    """They obey signals as processes do, though those of the worker leave them to their supervisor."""
+    worker = project.worker("-P", pool, "-c", "1")
+    assert project.tasks.fan_out.delay("fan out").get(timeout=40) == [[0, 1, 4, 9, 16], -signal.SIGTERM, -signal.SIGTERM]
+    project.wait_empty()
+    assert len(project.starts("fan out")) == 1
+    assert worker.stop() == 0

@@ -77,7 +77,9 @@ class Broker(Inspector, Mailbox, Protocol):
         """
         ...
 
-    def exchange(self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder) -> tuple[list[str], list[Delivery]]:
+    def exchange(
+        self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder
+    ) -> tuple[list[str], list[Delivery]]:
         """`settle`, then `reserve`, in one trip. When it raises NodeLost, nothing was settled either."""
         ...
 

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -229,23 +230,37 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
 
 
 def _be_a_child() -> None:
-    """Signals to the whole group (Ctrl-C, systemd) are the supervisor's to act on."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    """Signals to the whole group (Ctrl-C, systemd) are the supervisor's to act on, but not in processes that a task makes."""
+    for signum in _SUPERVISORS_SIGNALS:
         signal.signal(signum, _leave_it_to_the_supervisor)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.register_at_fork(after_in_child=_be_nobodys_child)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals_through, after_in_child=_be_nobodys_child)
 
 
-def _be_nobodys_child() -> None:
-    """A process that a task makes is its own business: whoever made it must be able to end it."""
-    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
-        signal.signal(signum, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+_SUPERVISORS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_forking = threading.local()
 
 
 def _leave_it_to_the_supervisor(signum: int, frame: object) -> None:
     # a handler, not SIG_IGN: programs that a task starts would inherit SIG_IGN
     return None
+
+
+def _hold_signals() -> None:
+    # Python forgets what arrives between a fork and its child's first line; what is blocked waits in the kernel
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS_SIGNALS)
+
+
+def _let_signals_through() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _be_nobodys_child() -> None:
+    """A process that a task makes is its own business: whoever made it must be able to end it, from its first moment."""
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _let_signals_through()
 
 
 def _die_with(supervisor_pid: int) -> None:

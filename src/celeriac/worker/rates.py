@@ -53,7 +53,7 @@ class RateLimits:
     @staticmethod
     def create() -> int:
         """The descriptor of fresh buckets, all full."""
-        fd = anonymous_file()
+        fd = anonymous_file("celeriac-rates")
         os.ftruncate(fd, _BYTES)
         return fd
 

@@ -101,7 +101,7 @@ class Page:
     @classmethod
     def create(cls, places: int) -> Page:
         """A fresh page for a process that runs up to `places` tasks at once."""
-        fd = anonymous_file()
+        fd = anonymous_file("celeriac-page")
         os.ftruncate(fd, _PLACES_AT + places * _PLACE_BYTES + RING_BYTES)
         return cls.attach(fd, places)
 
@@ -251,10 +251,10 @@ class Page:
         _LENGTH.pack_into(self._memory, _COMMAND_AT + 4, 1)
 
 
-def anonymous_file() -> int:
+def anonymous_file(name: str) -> int:
     """A descriptor of memory that processes can share."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("celeriac-page")
+        return os.memfd_create(name)
     import tempfile
 
     with tempfile.TemporaryFile() as file:

@@ -105,6 +105,9 @@ class Worker:
         self.max_tasks = max_tasks
         self.batch_size = BatchSize()
         self.done = 0
+        self._unanswered = True
+        """There may be deliveries that we were given and do not know of: an answer was lost, or a dead process of our number was given them
+        after its supervisor had looked (a server may carry out the last request of a client that is gone)."""
         self._generation = 0
         """The supervisor's word when the batch began."""
         self.trouble = Trouble(logger, "The engine")
@@ -146,21 +149,21 @@ class Worker:
         limit = self.batch_size.limit()
         if self.max_tasks is not None:
             limit = min(limit, self.max_tasks - self.done)
-        unanswered = False
         while True:
             try:
-                if unanswered:
-                    self.settler.settle(finished)  # what is refused now had been settled, and only the answer was lost
-                    finished = []
+                if self._unanswered:
+                    if finished:
+                        self.settler.settle(finished)  # what is refused now had been settled, and only the answer was lost
+                        finished = []
                     deliveries = self.broker.held(self.holder.node, self.holder.process)
-                    unanswered = False
+                    self._unanswered = False
                     if not deliveries:
                         continue
                 else:
                     refused, deliveries = self.settler.exchange(finished, self.queues, limit, self.holder)
                     self._report(refused)
             except EngineUnavailable as error:
-                unanswered = True
+                self._unanswered = True
                 self._pause(error)
                 continue
             self.trouble.over()

@@ -55,6 +55,8 @@ class Pump:
         self._free = list(range(plan.places))
         self._changed = threading.Condition()
         self._finished: deque[Settlement] = deque()
+        self._unanswered = True
+        """As in `Worker`: there may be deliveries that we do not know of."""
         self._in_hand: set[str] = set()
         """Ids that were reserved and are not settled."""
         self._taking = True
@@ -185,19 +187,21 @@ class Pump:
     def _reserve(self, limit: int) -> list[Delivery]:
         if self.plan.max_tasks is not None:
             limit = min(limit, max(1, self.plan.max_tasks - self.begun))
-        unanswered = False
         while not self._ends():
             try:
-                deliveries = self._overlooked() if unanswered else self.broker.reserve(self.plan.queues, limit=limit, holder=self.holder)
+                deliveries = (
+                    self._overlooked() if self._unanswered else self.broker.reserve(self.plan.queues, limit=limit, holder=self.holder)
+                )
             except EngineUnavailable as error:
-                unanswered = True
+                self._unanswered = True
                 self._trouble.seen(error)
                 time.sleep(RETRY_SECONDS)
                 continue
             self._trouble.over()
-            if unanswered and not deliveries:
-                unanswered = False
-                continue
+            if self._unanswered:
+                self._unanswered = False
+                if not deliveries:
+                    continue
             self.begun += len(deliveries)
             self._in_hand.update(delivery.id for delivery in deliveries)
             return deliveries
