@@ -288,7 +288,7 @@ def _consume(supervisor: Supervisor, queues: list[str]) -> None:
 
 
 def enable_events(supervisor: Supervisor) -> dict[str, str]:
-    return {"ok": "task events are kept by the engine; nothing has to be enabled"}
+    return {"ok": "there are no task events here: states and results are read from the engine"}
 
 
 def heartbeat(supervisor: Supervisor) -> None:
