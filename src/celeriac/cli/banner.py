@@ -38,7 +38,6 @@ def banner(session: Session, app: Celeriac, options: WorkerOptions, version: str
         f".> transport:   {mask_url(app.broker.url)}",
         f".> results:     {results}",
         f".> concurrency: {_concurrency(app, options)} ({options.pool})",
-        f".> task events: {'ON' if options.task_events else 'OFF'}",
         "",
         session.style("[queues]", bold=True),
         *(f".> {name}" for name in queues),

@@ -26,6 +26,7 @@ _WITHOUT_MEANING = {
     "optimization": "-O: there is one way to hand out tasks here, and it is fair.",
     "prefetch_multiplier": "--prefetch-multiplier: batches adapt by themselves; nothing is prefetched behind a long task.",
     "disable_prefetch": "--disable-prefetch: nothing is prefetched behind a long task anyway.",
+    "task_events": "-E: there are no task events here; states and results are read from the engine.",
     "statedb": "--statedb: revocations are kept in the engine; no file is needed.",
     "without_gossip": "--without-gossip: workers do not gossip; the engine knows who is there.",
     "without_mingle": "--without-mingle: workers do not mingle; the engine keeps revocations for all.",
