@@ -247,9 +247,10 @@ class Project:
     def journal(self, what: str | None = None, label: str | None = None) -> list[Entry]:
         """The lines so far, oldest first."""
         try:
-            lines = (self.directory / "journal").read_bytes().splitlines()
+            written, _, _half_a_line = (self.directory / "journal").read_bytes().rpartition(b"\n")
         except FileNotFoundError:
             return []
+        lines = written.splitlines()
         entries = [msgspec.json.decode(line, type=Entry) for line in lines]
         return [entry for entry in entries if what in (None, entry.what) and label in (None, entry.label)]
 
