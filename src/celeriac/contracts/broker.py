@@ -18,7 +18,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from ..core.message import Delivery, Holder, Message, Revocation, Settlement
+from ..core.message import Delivery, Holder, Join, Message, Revocation, Settlement
 from .inspect import Inspector
 from .mailbox import Mailbox, Node
 
@@ -33,6 +33,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """Messages that are not due wait in the engine, for any length."""
     atomic_results: bool = True
     """It is a ResultBackend too, and `settle` stores the record in the same step as all the rest."""
+    joins: bool = True
+    """It keeps joins, and counts them in the step that settles. Where it does not, the result backend keeps them."""
     processes: bool = True
     """Several processes can share it."""
     durable: bool = True
@@ -47,13 +49,15 @@ class Broker(Inspector, Mailbox, Protocol):
 
     # -- the life of a message ---------------------------------------------------------------------------------
 
-    def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
+    def publish(self, messages: Sequence[Message], *, joins: Sequence[Join] = (), timeout_seconds: float | None = None) -> None:
         """→ ready, or scheduled when not due. All of them or none.
 
         When it returns, the engine holds them. A message whose id the engine holds already, waiting or leased, changes
         nothing: so a repeat is harmless. The same goes for an id that the list bears twice. (Dead letters do not count as
         held.) Raises `EngineUnavailable` within `timeout_seconds` when the engine does not answer; what msgspec cannot encode
-        raises its error. Either way no message of the list was published.
+        raises its error. Either way no message of the list was published, and no join was opened.
+
+        `joins` are opened in the same step, before the messages come; one that is held already stays as it is. One of size 0 is complete at once.
         """
         ...
 
@@ -72,8 +76,9 @@ class Broker(Inspector, Mailbox, Protocol):
         """leased → as each verdict says, together with its record and its follow-ups; one settlement is one step.
 
         Returns the ids of those that were refused, of which nothing at all was stored: somebody else holds the message now, or nobody does.
-        The message leaves before its follow-ups come, so one of them may bear its id. RETRY starts the counts of crashes and
-        interruptions anew, but not the token's. A lease that ran out holds until somebody reclaims.
+        The message leaves before its follow-ups come, so one of them may bear its id. Joins are opened and enlarged before anything of the list
+        arrives, and left after it. RETRY starts the counts of crashes and interruptions anew, but not the token's. A lease that ran out holds until
+        somebody reclaims.
         """
         ...
 
@@ -88,10 +93,10 @@ class Broker(Inspector, Mailbox, Protocol):
         ...
 
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
-        """waiting → gone, with its record stored; durable, with no worker running. Says for each id what it was:
+        """waiting → gone, with its record stored and its arrival counted; durable, with no worker running. Says for each id what it was:
 
         "waiting" (gone now), "running" (it goes on, but a RETRY, RELEASED or CRASHED of it becomes the end of it: the settlement is
-        taken as DONE, and with it the revocation's record is stored; with `terminate` its node gets a letter `terminate`),
+        taken as DONE, and with it the revocation's record is stored and its arrival counted; with `terminate` its node gets a letter `terminate`),
         "unknown" (remembered for `revokes_expire_seconds`: reserved later, it is delivered with `revoked` set; a dead letter is unknown too).
 
         To be reclaimed or unregistered ends a revoked running message like CRASHED and RELEASED do. The letter's arguments are `task_id` and `signal`.

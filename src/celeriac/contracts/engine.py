@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from .broker import Broker
+from .joins import Joins
 from .results import ResultBackend
 
 
-class Engine(Broker, ResultBackend, Protocol):
-    """Both roles in one object, so that a settlement with its record is one step."""
+class Engine(Broker, ResultBackend, Joins, Protocol):
+    """All roles in one object, so that a settlement with its record and its join is one step."""

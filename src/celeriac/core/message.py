@@ -67,6 +67,13 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     routing_key: str = ""
     attempts: list[Attempt] = []
     """The finished tries before this one, oldest first."""
+    join: str | None = None
+    """The join of which this message is a member: how it ends counts there (see `Arrival`)."""
+    join_index: int = 0
+    """Its place among the members of that join."""
+    joined: str | None = None
+    """The join whose outcomes this message was waiting for. Whoever runs it reads them (`Joins.arrivals`) and puts the members' results, in
+    order, before the arguments; when a member failed, it ends the message with that failure instead of running it."""
     doom: dict[str, Any] | None = None
     """An exception as data (as in `Record.result`). Whoever reserves the message next concludes it with this failure and does
     not run it: so a supervisor, which runs no user code, ends a task that was killed for its time limit or terminated."""
@@ -115,6 +122,31 @@ class Delivery(Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
+class Join(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A meeting of messages: when all its members have ended, the engine publishes `then`, in the same step as the last end.
+
+    It counts; it does not judge. Whether a failed member fails the rest is for those who run `then` to say: so a join leads to the same number of
+    messages however it ends.
+    """
+
+    id: str
+    size: int | None = None
+    """How many members it has; None as long as nobody knows (they are still being published): `Joins.seal` tells it."""
+    then: list[Message] = []
+    """Each bears `joined`, the id of this join. Their delays begin when they are published."""
+
+
+class Arrival(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The end of one member of a join."""
+
+    join: str
+    index: int
+    task_id: str
+    failed: bool = False
+    result: Raw = Raw(b"null")
+    """A JSON value: what the member returned, or its exception as data (as in `Record.result`)."""
+
+
 class Verdict(StrEnum):
     """Where a settlement sends a leased message."""
 
@@ -137,7 +169,7 @@ class Settlement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     verdict: Verdict
     lease: Lease | None
     """None for a message that was acknowledged before it ran (`acks_late=False`): there is nothing left to
-    remove or to fence, and only `record` and `follow_ups` are stored."""
+    remove or to fence, and only the rest is stored: record, follow-ups, joins."""
     receipt: Any = None
     message: Message | None = None
     """With RETRY: what waits from now on. With RELEASED and CRASHED: an updated message, if it changed."""
@@ -148,6 +180,14 @@ class Settlement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result to store in the same step; None when there is none, or when the results live in another engine."""
     follow_ups: list[Message] = []
     """Messages that are published in the same step."""
+    opens: list[Join] = []
+    """Joins that are opened in the same step, before the follow-ups come."""
+    enlarges: dict[str, int] = {}
+    """Joins, by id, that get so many members more in the same step, before the arrival counts. One that is complete stays as it is."""
+    arrival: Arrival | None = None
+    """This is the end of a member of a join."""
+    leaves: str | None = None
+    """The join whose results this message has used: with the last of its `then`, the join is forgotten, with all that has arrived."""
 
 
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -183,3 +223,5 @@ class Revocation(Struct, frozen=True, kw_only=True):
     signal: str = "SIGTERM"
     record: Record | None = None
     """Stored in the same step when the message was waiting (and the results live in the same engine)."""
+    arrival: Arrival | None = None
+    """Counted in the same step when the message was waiting; when it was running, kept, and counted if the revocation becomes its end."""

@@ -13,16 +13,17 @@ Run a scenario for N = 1, 2, 3 … until it passes without having met its fault,
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..contracts.broker import Capabilities
 from ..contracts.engine import Engine
 from ..contracts.inspect import Depth, Waiting
+from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
 from ..contracts.results import Subscription
 from ..core.errors import EngineUnavailable
-from ..core.message import Delivery, Holder, Lease, Message, Record, Revocation, Settlement
+from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement
 
 T = TypeVar("T")
 When = Literal["before", "after"]
@@ -85,8 +86,8 @@ class FaultyEngine:
 
     # -- the life of a message -----------------------------------------------------------------------------------
 
-    def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
-        self._operate("publish", lambda: self.engine.publish(messages, timeout_seconds=timeout_seconds))
+    def publish(self, messages: Sequence[Message], *, joins: Sequence[Join] = (), timeout_seconds: float | None = None) -> None:
+        self._operate("publish", lambda: self.engine.publish(messages, joins=joins, timeout_seconds=timeout_seconds))
 
     def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
         return self._operate("reserve", lambda: self.engine.reserve(queues, limit=limit, holder=holder))
@@ -142,6 +143,30 @@ class FaultyEngine:
 
     def prune(self, limit: int = 1000) -> int:
         return self._operate("prune", lambda: self.engine.prune(limit))
+
+    # -- joins ---------------------------------------------------------------------------------------------------
+
+    def seal(self, id: str, size: int) -> None:
+        self._operate("seal", lambda: self.engine.seal(id, size))
+
+    def joins(self, ids: Sequence[str]) -> dict[str, JoinState]:
+        return self._operate("joins", lambda: self.engine.joins(ids))
+
+    def arrivals(self, id: str) -> list[Arrival]:
+        return self._operate("arrivals", lambda: self.engine.arrivals(id))
+
+    def arrive(
+        self,
+        arrivals: Sequence[Arrival],
+        *,
+        opens: Sequence[Join] = (),
+        enlarges: Mapping[str, int] | None = None,
+        seals: Mapping[str, int] | None = None,
+    ) -> list[Message]:
+        return self._operate("arrive", lambda: self.engine.arrive(arrivals, opens=opens, enlarges=enlarges, seals=seals))
+
+    def leave(self, ids: Sequence[str]) -> None:
+        self._operate("leave", lambda: self.engine.leave(ids))
 
     # -- what people see -----------------------------------------------------------------------------------------
 
