@@ -194,14 +194,14 @@ def test_many_at_once_make_one_schema(url: str) -> None:
 
 def test_a_newer_schema_is_left_alone(engine: Any, url: str) -> None:
     engine.queues()
-    engine._run("UPDATE {s}.version SET version = 99", ())
+    engine._database.run("UPDATE {s}.version SET version = 99", ())
     with pytest.raises(EngineCorrupt, match="newer Celeriac"):
         PostgreSQLEngine(url).queues()
 
 
 def test_a_schema_that_somebody_dropped_is_made_anew(engine: Any) -> None:
     engine.publish([message("m")])
-    engine._run(f"DROP SCHEMA {engine._schema} CASCADE", ())
+    engine._database.run(f"DROP SCHEMA {engine._schema} CASCADE", ())
     with pytest.raises(EngineUnavailable, match="made anew"):
         engine.publish([message("n")])
     engine.publish([message("n")])
@@ -236,8 +236,8 @@ def test_no_hot_statement_reads_or_sorts_a_whole_table(engine: Any, name: str, a
     engine.queues()
     if analyzed:
         engine.publish([message(f"m{number}", queue=f"q{number % 3}") for number in range(3000)])
-        engine._run("ANALYZE {s}.messages", ())
-    with engine._transaction() as run:
+        engine._database.run("ANALYZE {s}.messages", ())
+    with engine._database.transaction() as run:
         run("SELECT {s}.steer()")
         plan = "\n".join(line for (line,) in run("EXPLAIN " + HOT[name].replace("$1", "'x'::text")))
     assert "Seq Scan" not in plan, plan
@@ -338,7 +338,7 @@ def test_a_lost_answer_does_not_double_what_was_done_meanwhile(proxy: Proxy, url
 def test_a_session_that_was_ended_is_not_noticed(engine: Any) -> None:
     engine.publish([message("m")])
     with closing(engine.subscribe(["m"])) as subscription:
-        engine._run(
+        engine._database.run(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'celeriac' AND datname = current_database() AND pid <> pg_backend_pid()",
             (),
         )
@@ -465,7 +465,7 @@ def test_behind_pgbouncer_it_looks(url: str) -> None:
         assert subscription.changed() is False
         engine.store([Record(task_id="m", status="SUCCESS")])
         assert subscription.changed(DEADLINE_SECONDS)
-    assert engine._rows("SELECT count(*) FROM pg_prepared_statements") == [(0,)]
+    assert engine._database.rows("SELECT count(*) FROM pg_prepared_statements") == [(0,)]
     assert engine._listener._connection is None
     engine.close()
 
@@ -476,7 +476,7 @@ def test_behind_pgbouncer_it_looks(url: str) -> None:
 def test_nobody_is_notified_when_nobody_waits(engine: Any) -> None:
     """NOTIFY makes commits stand in line; a busy queue does without."""
     engine.publish([message("m")])
-    with engine._transaction() as run:
+    with engine._database.transaction() as run:
         before = run("SELECT pg_notification_queue_usage()")
         run(postgresql.PUBLISH, *postgresql._Rows([message("n")]).parameters(), None, 1000, None)
         assert run(

@@ -1,0 +1,338 @@
+"""How those who wait on PostgreSQL are woken: one connection of each process listens, and hands out what it is told. Without it they look, again and again."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from ..core.errors import EngineUnavailable
+from .postgresql_wire import Connection, Database, longs, readable, rows_of, texts
+
+LOOKS_SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""After so long a waiter looks for himself. The first looks find what was committed just as he lay down; the last is the net."""
+WIDE_SUBSCRIPTION = 50
+"""A wait for more results than this is told about every result."""
+
+ATTEND = "SELECT {s}.attend($1)"
+LEAVE = "SELECT count(pg_advisory_unlock_shared(k)) FROM unnest($1::bigint[]) k"
+RESULTS_VERSION = "SELECT {s}.results_version($1)::text"
+
+
+class Listener:
+    """One connection of each process, on which all who wait are told. No thread belongs to it: each who waits watches its socket, and whoever finds something there
+    hands it to those whom it concerns, each of whom has a pipe."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._places: dict[int, list[Place]] = {}
+        self.generation = 0
+        self._process = os.getpid()
+
+    def attending(self, names: Sequence[str]) -> Place:
+        """`with` it, one waits for these names."""
+        return Place(self, names)
+
+    def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                connection = self._connected()
+                found = rows_of(
+                    connection.run(self._database.statement(sql), parameters, time.monotonic() + self._database.timeout_seconds)
+                )
+            except BaseException:
+                self._lose()
+                raise
+            self._hand_out()
+            return found
+
+    def join(self, place: Place, names: Sequence[str]) -> list[int]:
+        with self._lock:
+            keys = [key for (key,) in self.rows(ATTEND, (texts(names),))]
+            for key in keys:
+                self._places.setdefault(key, []).append(place)
+            place.generation = self.generation
+            place.socket = self._connection.socket if self._connection is not None else -1
+            return keys
+
+    def leave(self, place: Place) -> None:
+        with self._lock:
+            for key in place.keys:
+                places = self._places.get(key)
+                if places is not None:
+                    with suppress(ValueError):
+                        places.remove(place)
+                    if not places:
+                        del self._places[key]
+            if self._connection is not None and place.generation == self.generation and place.keys:
+                try:
+                    self._connection.send(LEAVE, (longs(place.keys),))
+                except EngineUnavailable:
+                    self._lose()
+
+    def read(self) -> None:
+        """Takes what has come, and hands it out."""
+        with self._lock:
+            self._hand_out()
+
+    def close(self) -> None:
+        with self._lock:
+            self._lose()
+
+    def abandon(self) -> None:
+        if self._connection is not None:
+            self._connection.abandon()
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            deadline = time.monotonic() + self._database.timeout_seconds
+            connection = self._database.connect(deadline)
+            try:
+                ((pid,),) = rows_of(connection.run("SELECT pg_backend_pid()", (), deadline))
+                connection.run(f"LISTEN celeriac_{pid}", (), deadline)
+                connection.run("LISTEN celeriac_all", (), deadline)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _hand_out(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            told = self._connection.notifications()
+        except EngineUnavailable:
+            self._lose()
+            return
+        for text in told:
+            key, _, count = text.partition(" ")
+            places = self._places.get(int(key), [])
+            for place in places[: int(count)]:
+                # The next token is for somebody else, as long as there is somebody else.
+                places.remove(place)
+                places.append(place)
+                place.ring()
+
+    def _lose(self) -> None:
+        """The connection is gone. All who waited look for themselves, and begin anew."""
+        connection, self._connection = self._connection, None
+        self.generation += 1
+        places, self._places = self._places, {}
+        for listed in places.values():
+            for place in listed:
+                place.ring()
+        if connection is not None:
+            connection.close()
+
+
+class Place:
+    """Of one who waits, at the listener."""
+
+    def __init__(self, listener: Listener, names: Sequence[str]) -> None:
+        self._listener = listener
+        self._names = names
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
+        self.keys: list[int] = []
+        self.generation = -1
+        self.socket = -1
+
+    def __enter__(self) -> Place:
+        try:
+            self.keys = self._listener.join(self, self._names)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def join_again(self) -> None:
+        self.keys = self._listener.join(self, self._names)
+
+    def is_lost(self) -> bool:
+        return self.generation != self._listener.generation
+
+    @property
+    def pipe(self) -> int:
+        return self._reader
+
+    def ring(self) -> None:
+        with suppress(OSError):
+            os.write(self._writer, b"!")
+
+    def rest(self, until: float) -> bool:
+        """Waits until it is rung for. True: it was, or the connection is gone, so that one has to look."""
+        while True:
+            if self._taken():
+                return True
+            if self.is_lost():
+                return True
+            left = until - time.monotonic()
+            ready = readable((self.socket, self._reader), max(0.0, left))
+            if self.socket in ready:
+                self._listener.read()
+                continue
+            if not ready and left <= 0:
+                return False
+
+    def close(self) -> None:
+        reader, self._reader = self._reader, -1
+        if reader < 0:
+            return
+        if self._listener._process == os.getpid():
+            self._listener.leave(self)
+        os.close(reader)
+        os.close(self._writer)
+
+    def abandon(self) -> None:
+        self.keys = []
+        self.close()
+
+    def _taken(self) -> bool:
+        try:
+            return bool(os.read(self._reader, 4096))
+        except OSError:
+            return False
+
+
+class Box:
+    """Of one address at which we collect."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.look_at = 0.0
+        self.used_at = 0.0
+
+
+class Subscription:
+    """A place at the listener, and what the results looked like when it began."""
+
+    def __init__(self, listener: Listener, ids: Sequence[str]) -> None:
+        self._listener = listener
+        self._ids = texts(ids)
+        names = ["r", *(f"r{id}" for id in dict.fromkeys(ids))] if len(ids) <= WIDE_SUBSCRIPTION else ["r", "r*"]
+        self._place: Place | None = self._listener.attending(names)
+        self._place.__enter__()
+        self._watch: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        try:
+            self._version = self._listener.rows(RESULTS_VERSION, (self._ids,))
+        except BaseException:
+            self.close()
+            raise
+        self._pauses = iter(LOOKS_SECONDS)
+        self._look_at = time.monotonic() + next(self._pauses)
+
+    def fileno(self) -> int:
+        """Of a set of descriptors: the pipe of our place, and the socket of the connection that listens, lest nobody else reads it."""
+        assert self._place is not None, "the subscription is closed"
+        if self._watch is None:
+            # Either can itself be waited for; which there is depends on the system.
+            self._watch = select.epoll() if hasattr(select, "epoll") else vars(select)["kqueue"]()
+            self._add(self._place.pipe)
+            self._add(self._place.socket)
+        return int(self._watch.fileno())
+
+    def changed(self, timeout_seconds: float = 0.0) -> bool:
+        deadline = time.monotonic() + timeout_seconds
+        place = self._place
+        if place is None:
+            return False
+        while True:
+            if place.is_lost():
+                place._taken()
+                place.join_again()
+                if self._watch is not None:
+                    self._add(place.socket)
+                self._begin()
+                return True
+            if place.rest(min(deadline, self._look_at)):
+                if place.is_lost():
+                    continue
+                return True
+            now = time.monotonic()
+            if now >= self._look_at:
+                self._look_at = now + next(self._pauses, LOOKS_SECONDS[-1])
+                before, self._version = self._version, self._listener.rows(RESULTS_VERSION, (self._ids,))
+                if self._version != before:
+                    return True
+            if now >= deadline:
+                return False
+
+    def close(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            place.close()
+        if getattr(self, "_watch", None) is not None:
+            self._watch.close()
+            self._watch = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_place", None) is not None:
+            self.close()
+
+    def _add(self, descriptor: int) -> None:
+        with suppress(OSError):
+            if hasattr(select, "epoll"):
+                self._watch.register(descriptor, select.EPOLLIN)
+            else:
+                bsd = vars(select)
+                self._watch.control([bsd["kevent"](descriptor, bsd["KQ_FILTER_READ"], bsd["KQ_EV_ADD"])], 0)
+
+
+class PollingSubscription:
+    """Where nobody listens: looks, again and again."""
+
+    def __init__(self, database: Database, ids: Sequence[str], *, poll_seconds: float) -> None:
+        self._database = database
+        self._poll_seconds = poll_seconds
+        self._ids = texts(ids)
+        self._version = self._look()
+        self._pipe: tuple[int, int] | None = None
+
+    def fileno(self) -> int:
+        # Always readable: its owner asks `changed` in a loop, which is all that can be done here.
+        if self._pipe is None:
+            self._pipe = os.pipe()
+            os.write(self._pipe[1], b"!")
+        return self._pipe[0]
+
+    def changed(self, timeout_seconds: float = 0.0) -> bool:
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            before, self._version = self._version, self._look()
+            if self._version != before:
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, self._poll_seconds))
+
+    def close(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        for descriptor in pipe or ():
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if getattr(self, "_pipe", None) is not None:
+            self.close()
+
+    def _look(self) -> list[tuple[Any, ...]]:
+        return self._database.rows(RESULTS_VERSION, (self._ids,))
+
+
+def _pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    return reader, writer
