@@ -74,6 +74,8 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     joined: str | None = None
     """The join whose outcomes this message was waiting for. Whoever runs it reads them (`Joins.arrivals`) and puts the members' results, in
     order, before the arguments; when a member failed, it ends the message with that failure instead of running it."""
+    immutable: bool = False
+    """With `joined`: it takes nothing from the members, and only waits for them."""
     doom: dict[str, Any] | None = None
     """An exception as data (as in `Record.result`). Whoever reserves the message next concludes it with this failure and does
     not run it: so a supervisor, which runs no user code, ends a task that was killed for its time limit or terminated."""
@@ -178,6 +180,8 @@ class Settlement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""
     record: Record | None = None
     """The result to store in the same step; None when there is none, or when the results live in another engine."""
+    more_records: list[Record] = []
+    """Results to store in the same step of tasks that will never come: the steps of a chain after one that failed."""
     follow_ups: list[Message] = []
     """Messages that are published in the same step."""
     opens: list[Join] = []
