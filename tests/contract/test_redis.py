@@ -16,7 +16,8 @@ from celeriac.testing.contract.harness import message
 
 from tests.support.redis import Servers, make_cluster  # isort: skip  (skips all where redis-py is missing)
 
-from celeriac.engines.redis import RedisEngine, _request  # isort: skip
+from celeriac.engines.redis import RedisEngine  # isort: skip
+from celeriac.engines.redis_wire import command  # isort: skip
 
 SERVER_URL = os.environ.get("CELERIAC_TEST_REDIS_URL")
 CLUSTER_URL = os.environ.get("CELERIAC_TEST_REDIS_CLUSTER_URL")
@@ -44,7 +45,7 @@ class RedisMaker:
     def command(self, name: bytes, key: bytes, *values: bytes) -> Any:
         engine = RedisEngine(self.url, key_prefix=self.prefix)
         try:
-            return engine._server.ask(lambda again: _request(name, engine._prefix + key, *values), 5.0)
+            return engine._server.ask(lambda again: command(name, engine._prefix + key, *values), 5.0)
         finally:
             engine.close()
 

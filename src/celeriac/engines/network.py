@@ -1,0 +1,102 @@
+"""What engines of servers on a network share: when not to try, and two things that the system has no time limit for."""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from ..core.errors import EngineUnavailable
+
+FAILURES = 3
+"""After so many in a row the server counts as away: calls fail at once …"""
+PROBE_SECONDS = 1.0
+"""… and one of them is let through to try every so often."""
+
+T = TypeVar("T")
+
+
+class Breaker:
+    """Spares those who call a server that is away the wait: a view must not hang because the last one did."""
+
+    __slots__ = ("_failures", "_monotonic", "_probe_at", "_trouble")
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._failures = 0
+        self._probe_at = 0.0
+        self._trouble = ""
+
+    def check(self, deadline: float, error: type[EngineUnavailable] = EngineUnavailable) -> None:
+        """Before a call that ends by `deadline` (`time.monotonic()`). Raises `error` while the server counts as away; the one who is to try passes."""
+        if self._failures < FAILURES:
+            return
+        now = self._monotonic()
+        if now < self._probe_at:
+            raise error(
+                f"{self._trouble} (Not tried again now: the last {self._failures} tries failed, the next is in {self._probe_at - now:.1f} s.)"
+            )
+        # Nobody else tries while this one does.
+        self._probe_at = now + max(PROBE_SECONDS, deadline - now)
+
+    def failed(self, trouble: str) -> None:
+        self._failures += 1
+        self._trouble = trouble
+        self._probe_at = self._monotonic() + PROBE_SECONDS
+
+    def answered(self) -> None:
+        """An answer counts; a connection alone, to a proxy whose server is gone, does not."""
+        self._failures = 0
+
+
+def in_time(action: Callable[[], T], seconds: float, *, too_late: Callable[[], object] = lambda: None) -> T:
+    """What `action` returns or raises; TimeoutError after `seconds`. For what nothing can interrupt, such as the system's resolver: a thread does it, and may be left behind.
+
+    `too_late` is called there when `action` ends after all.
+    """
+    answer: list[T] = []
+    problem: list[BaseException] = []
+    given_up = threading.Event()
+
+    def run() -> None:
+        try:
+            answer.append(action())
+        except BaseException as error:
+            problem.append(error)
+        if given_up.is_set():
+            with suppress(Exception):
+                too_late()
+
+    thread = threading.Thread(target=run, name="celeriac-connect", daemon=True)
+    thread.start()
+    thread.join(max(0.0, seconds))
+    if problem:
+        raise problem[0]
+    if answer:
+        return answer[0]
+    given_up.set()
+    raise TimeoutError(f"no answer within {seconds:.3g} s")
+
+
+def is_address(host: str) -> bool:
+    """It needs no resolver."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            socket.inet_pton(family, host)
+            return True
+    return False
+
+
+def readable(descriptors: Sequence[int], seconds: float) -> list[int]:
+    """Those of them that can be read or are broken, as soon as there is one; [] after `seconds`."""
+    if not hasattr(select, "poll"):  # eventlet takes it away
+        return list(select.select([one for one in descriptors if one >= 0], (), (), max(0.0, seconds))[0])
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(math.ceil(max(0.0, min(seconds, 1e6)) * 1000))]
