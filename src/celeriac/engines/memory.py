@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, assert_never
@@ -25,10 +25,11 @@ import msgspec
 
 from ..contracts.broker import Capabilities
 from ..contracts.inspect import Depth, Waiting
+from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
 from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import NodeLost
-from ..core.message import Delivery, Holder, Lease, Message, Record, Revocation, Settlement, Verdict
+from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ _encode = msgspec.json.Encoder().encode
 _decode_message = msgspec.json.Decoder(Message).decode
 _decode_record = msgspec.json.Decoder(Record).decode
 _decode_letter = msgspec.json.Decoder(Letter).decode
+_decode_arrival = msgspec.json.Decoder(Arrival).decode
+
+_OPENED, _SEALED = -1, -2
+"""What completed a join, when it was no arrival."""
 
 
 class _Row:
@@ -86,6 +91,24 @@ class _Row:
         return (-self.priority, self.waiting_since or 0.0, self.sequence)
 
 
+class _Join:
+    """A join that we hold."""
+
+    __slots__ = ("arrivals", "completed_by", "enlarged", "failed", "size", "then", "to_leave", "touched_at")
+
+    def __init__(self, size: int | None, then: list[tuple[Message, bytes]], now: float) -> None:
+        self.size = size
+        self.enlarged = 0
+        """By how many before it had a size."""
+        self.then = then
+        self.arrivals: dict[int, bytes] = {}
+        self.failed = 0
+        self.completed_by: int | None = None
+        """The index of the last arrival, or _OPENED, or _SEALED; None as long as the join is not complete."""
+        self.to_leave = max(1, len(then))
+        self.touched_at = now
+
+
 class _Storage:
     """What is kept, and the one lock around it."""
 
@@ -109,6 +132,7 @@ class _Storage:
         self.letters: dict[str, list[tuple[float, bytes]]] = {}
         self.records: dict[str, tuple[bytes, bool, float]] = {}
         """id → record, whether its state is a ready one, when it was stored. The longest stored come first."""
+        self.joins: dict[str, _Join] = {}
         self.waiters: list[tuple[frozenset[str], threading.Event]] = []
         self.readers: list[tuple[str, threading.Event]] = []
         self.subscriptions: dict[str, list[_Subscription]] = {}
@@ -140,12 +164,15 @@ class MemoryEngine:
 
     # -- the life of a message -----------------------------------------------------------------------------------
 
-    def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
-        bodies = [_encode(message) for message in messages]
+    def publish(self, messages: Sequence[Message], *, joins: Sequence[Join] = (), timeout_seconds: float | None = None) -> None:
+        encoded = _encoded(messages)
+        opened = [(join, _encoded(join.then)) for join in joins]
         with self._storage.lock:
             now = self._clock.time()
-            for message, body in zip(messages, bodies, strict=True):
-                self._publish(message, body, now)
+            complete = [self._open(join, then, now) for join, then in opened]
+            self._publish_all(encoded, now)
+            for then in complete:
+                self._publish_all(then, now)
 
     def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
         with self._storage.lock:
@@ -263,7 +290,55 @@ class MemoryEngine:
             expired = [id for id, (_, _, stored_at) in self._storage.records.items() if stored_at < horizon][:limit]
             for id in expired:
                 del self._storage.records[id]
+            for id in [id for id, join in self._storage.joins.items() if join.touched_at < horizon]:
+                del self._storage.joins[id]
             return len(expired)
+
+    # -- joins ---------------------------------------------------------------------------------------------------
+
+    def seal(self, id: str, size: int) -> None:
+        with self._storage.lock:
+            now = self._clock.time()
+            self._publish_all(self._seal(id, size, now), now)
+
+    def joins(self, ids: Sequence[str]) -> dict[str, JoinState]:
+        with self._storage.lock:
+            known = {id: self._storage.joins[id] for id in ids if id in self._storage.joins}
+            return {id: JoinState(id=id, size=join.size, arrived=len(join.arrivals), failed=join.failed) for id, join in known.items()}
+
+    def arrivals(self, id: str) -> list[Arrival]:
+        with self._storage.lock:
+            join = self._storage.joins.get(id)
+            bodies = [] if join is None else [join.arrivals[index] for index in sorted(join.arrivals)]
+        return [_decode_arrival(body) for body in bodies]
+
+    def arrive(
+        self,
+        arrivals: Sequence[Arrival],
+        *,
+        opens: Sequence[Join] = (),
+        enlarges: Mapping[str, int] | None = None,
+        seals: Mapping[str, int] | None = None,
+    ) -> list[Message]:
+        encoded = [(arrival, _encode(arrival)) for arrival in arrivals]
+        opened = [(join, _encoded(join.then)) for join in opens]
+        with self._storage.lock:
+            now = self._clock.time()
+            complete = [self._open(join, then, now, again=True) for join, then in opened]
+            first = self._storage.joins.get(arrivals[0].join) if arrivals else None
+            if first is None or arrivals[0].index not in first.arrivals:
+                for id, more in (enlarges or {}).items():
+                    self._enlarge(id, more, now)
+            complete += [self._seal(id, size, now, again=True) for id, size in (seals or {}).items()]
+            complete += [self._arrive(arrival, body, now, again=True) for arrival, body in encoded]
+        then = [_decode_message(body) for each in complete for _, body in each]
+        return list({message.id: message for message in then}.values())
+
+    def leave(self, ids: Sequence[str]) -> None:
+        with self._storage.lock:
+            now = self._clock.time()
+            for id in ids:
+                self._leave(id, now)
 
     # -- what people see -----------------------------------------------------------------------------------------
 
@@ -381,6 +456,10 @@ class MemoryEngine:
         if node not in self._storage.nodes:
             raise NodeLost(node)
 
+    def _publish_all(self, messages: Iterable[tuple[Message, bytes]], now: float) -> None:
+        for message, body in messages:
+            self._publish(message, body, now)
+
     def _publish(self, message: Message, body: bytes, now: float, *, token: int = 0) -> None:
         if message.id in self._storage.rows:
             return
@@ -451,9 +530,23 @@ class MemoryEngine:
 
     def _settle_all(self, prepared: Iterable[_Prepared]) -> list[str]:
         now = self._clock.time()
-        return [item.settlement.id for item in prepared if not self._settle(item, now)]
+        settled: list[_Prepared] = []
+        refused: list[str] = []
+        for item in prepared:
+            if self._settle(item, now):
+                settled.append(item)
+            else:
+                refused.append(item.settlement.id)
+        for item in settled:
+            if item.settlement.arrival is not None:
+                self._publish_all(self._arrive(item.settlement.arrival, item.arrival, now), now)
+        for item in settled:
+            if item.settlement.leaves is not None:
+                self._leave(item.settlement.leaves, now)
+        return refused
 
     def _settle(self, item: _Prepared, now: float) -> bool:
+        """All of it, but what arrives and what leaves: that comes when all of the list have opened and enlarged."""
         settlement = item.settlement
         if settlement.lease is not None:
             row = self._leased_row(settlement.id, settlement.lease)
@@ -462,8 +555,11 @@ class MemoryEngine:
             self._move(row, item, now)
         if settlement.record is not None:
             self._store(settlement.record, item.record, now)
-        for message, body in zip(settlement.follow_ups, item.follow_ups, strict=True):
-            self._publish(message, body, now)
+        for join, then in item.opens:
+            self._publish_all(self._open(join, then, now), now)
+        for id, more in settlement.enlarges.items():
+            self._enlarge(id, more, now)
+        self._publish_all(item.follow_ups, now)
         return True
 
     def _move(self, row: _Row, item: _Prepared, now: float) -> None:
@@ -519,8 +615,14 @@ class MemoryEngine:
 
     def _end_revoked(self, row: _Row, now: float) -> None:
         self._remove(row)
-        if row.revocation is not None and row.revocation.record is not None:
-            self._store(row.revocation.record, _encode(row.revocation.record), now)
+        if row.revocation is not None:
+            self._conclude(row.revocation, now)
+
+    def _conclude(self, revocation: Revocation, now: float) -> None:
+        if revocation.record is not None:
+            self._store(revocation.record, _encode(revocation.record), now)
+        if revocation.arrival is not None:
+            self._publish_all(self._arrive(revocation.arrival, _encode(revocation.arrival), now), now)
 
     def _leased_row(self, id: str, lease: Lease) -> _Row | None:
         """The message, if this very lease holds it."""
@@ -543,8 +645,7 @@ class MemoryEngine:
         row = self._storage.rows.get(revocation.id)
         if row is not None and row.holder is None:
             self._remove(row)
-            if revocation.record is not None:
-                self._store(revocation.record, _encode(revocation.record), now)
+            self._conclude(revocation, now)
             return "waiting"
         self._storage.revoked = {id: until for id, until in self._storage.revoked.items() if until > now}
         self._storage.revoked[revocation.id] = now + self._revokes_expire_seconds
@@ -555,6 +656,60 @@ class MemoryEngine:
             letter = Letter(method="terminate", arguments={"task_id": revocation.id, "signal": revocation.signal})
             self._post(row.holder.node, _encode(letter))
         return "running"
+
+    # Of joins. Those that return messages return what is to be published now.
+
+    def _open(self, join: Join, then: list[tuple[Message, bytes]], now: float, *, again: bool = False) -> list[tuple[Message, bytes]]:
+        if join.id not in self._storage.joins:
+            self._storage.joins[join.id] = _Join(join.size, then, now)
+        return self._completed(self._storage.joins[join.id], _OPENED, again)
+
+    def _enlarge(self, id: str, more: int, now: float) -> None:
+        join = self._storage.joins.get(id)
+        if join is None or join.completed_by is not None:
+            return
+        join.touched_at = now
+        if join.size is None:
+            join.enlarged += more
+        else:
+            join.size += more
+
+    def _seal(self, id: str, size: int, now: float, *, again: bool = False) -> list[tuple[Message, bytes]]:
+        join = self._storage.joins.get(id)
+        if join is None:
+            return []
+        if join.size is None:
+            join.size = size + join.enlarged
+            join.touched_at = now
+        return self._completed(join, _SEALED, again)
+
+    def _arrive(self, arrival: Arrival, body: bytes, now: float, *, again: bool = False) -> list[tuple[Message, bytes]]:
+        join = self._storage.joins.get(arrival.join)
+        if join is None:
+            return []
+        if arrival.index not in join.arrivals:
+            join.arrivals[arrival.index] = body
+            join.failed += arrival.failed
+            join.touched_at = now
+        return self._completed(join, arrival.index, again)
+
+    def _completed(self, join: _Join, by: int, again: bool) -> list[tuple[Message, bytes]]:
+        """What comes then, if the join has just become complete; or, when asked again, if it was this that completed it."""
+        if join.completed_by is not None:
+            return join.then if again and join.completed_by == by else []
+        if join.size is None or len(join.arrivals) < join.size:
+            return []
+        join.completed_by = by
+        return join.then
+
+    def _leave(self, id: str, now: float) -> None:
+        join = self._storage.joins.get(id)
+        if join is None:
+            return
+        join.to_leave -= 1
+        join.touched_at = now
+        if join.to_leave == 0:
+            del self._storage.joins[id]
 
     def _store(self, record: Record, body: bytes, now: float) -> bool:
         ready = record.status in READY_STATES
@@ -647,13 +802,15 @@ class MemoryEngine:
 class _Prepared:
     """A settlement with everything encoded that it wants stored, before anything is changed."""
 
-    __slots__ = ("follow_ups", "message", "record", "settlement")
+    __slots__ = ("arrival", "follow_ups", "message", "opens", "record", "settlement")
 
     def __init__(self, settlement: Settlement) -> None:
         self.settlement = settlement
         self.message = _encode(settlement.message) if settlement.message is not None else b""
         self.record = _encode(settlement.record) if settlement.record is not None else b""
-        self.follow_ups = [_encode(message) for message in settlement.follow_ups]
+        self.follow_ups = _encoded(settlement.follow_ups)
+        self.opens = [(join, _encoded(join.then)) for join in settlement.opens]
+        self.arrival = _encode(settlement.arrival) if settlement.arrival is not None else b""
 
 
 class _Subscription:
@@ -703,6 +860,10 @@ class _Subscription:
 
 
 # -- pure helpers ------------------------------------------------------------------------------------------------
+
+
+def _encoded(messages: Iterable[Message]) -> list[tuple[Message, bytes]]:
+    return [(message, _encode(message)) for message in messages]
 
 
 def _due_at(message: Message, now: float) -> float | None:

@@ -22,6 +22,7 @@ pytest.register_assert_rewrite(
             "harness",
             "faults",
             "inspection",
+            "joins",
             "leases",
             "mailbox",
             "ordering",
@@ -38,6 +39,7 @@ pytest.register_assert_rewrite(
 from .faults import Faults  # noqa: E402
 from .harness import EngineMaker  # noqa: E402
 from .inspection import Inspection  # noqa: E402
+from .joins import JoinFaults, Joins  # noqa: E402
 from .leases import Leases  # noqa: E402
 from .mailbox import Mailboxes  # noqa: E402
 from .ordering import Ordering  # noqa: E402
@@ -49,7 +51,9 @@ from .settling import Settling  # noqa: E402
 from .waiting import WaitingForWork  # noqa: E402
 
 
-class EngineContract(Publishing, Ordering, Leases, Settling, Revoking, Inspection, WaitingForWork, Mailboxes, Results, Faults, Processes):
+class EngineContract(
+    Publishing, Ordering, Leases, Settling, Revoking, Joins, Inspection, WaitingForWork, Mailboxes, Results, Faults, JoinFaults, Processes
+):
     """All of it."""
 
 
