@@ -38,6 +38,7 @@ from .tasks.task import Task as TaskBase
 
 if TYPE_CHECKING:
     from .contracts.engine import Engine
+    from .contracts.joins import Joins
     from .tasks.control import Control
 
 P = ParamSpec("P")
@@ -620,6 +621,21 @@ class Celeriac:
     def results_with_broker(self) -> bool:
         """True when one engine keeps both, so that a settlement carries its record."""
         return cast("object", self.backend) is self.broker
+
+    @property
+    def joins(self) -> Joins:
+        """Where chords are counted: the broker's engine, else (RabbitMQ) that of the results.
+
+        Raises: ImproperlyConfigured: neither can count.
+        """
+        if self.broker.capabilities.joins:
+            return cast("Joins", self.broker)
+        if not hasattr(self.backend, "arrive"):
+            raise ImproperlyConfigured(
+                f"Chords are counted where the results are kept, and {safe_url(str(self.backend.url))} cannot count. "
+                "Set result_backend to a redis://, postgresql:// or sqlite:/// URL."
+            )
+        return cast("Joins", self.backend)
 
     @property
     def producer(self) -> Producer:
