@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from tests.support.fixtures import make_project, project
+from tests.support.fixtures import engine, home, homes, make_project, project
 
-__all__ = ["make_project", "project"]
+__all__ = ["engine", "home", "homes", "make_project", "project"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

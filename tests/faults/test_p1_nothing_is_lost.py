@@ -8,10 +8,11 @@ import time
 
 import pytest
 
+from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import Project, WorkerProcess, until
 
-pytestmark = pytest.mark.promise(1)
+pytestmark = [pytest.mark.promise(1), every_engine()]
 
 SHORT = [f"short-{number}" for number in range(150)]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import SHORT_LEASE, Project, children_of, until
 
-pytestmark = pytest.mark.promise(2)
+pytestmark = [pytest.mark.promise(2), every_engine()]
 
 
 def test_p2_what_a_dead_child_was_running_is_ready_again_within_a_second(project: Project) -> None:

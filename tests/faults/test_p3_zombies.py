@@ -8,10 +8,11 @@ import signal
 import pytest
 from msgspec import json
 
+from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import SHORT_LEASE, Project, WorkerProcess, until
 
-pytestmark = pytest.mark.promise(3)
+pytestmark = [pytest.mark.promise(3), every_engine()]
 
 
 def stopped_past_its_lease(project: Project) -> tuple[WorkerProcess, WorkerProcess, str]:

@@ -7,10 +7,11 @@ import signal
 
 import pytest
 
+from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import Project, until
 
-pytestmark = pytest.mark.promise(4)
+pytestmark = [pytest.mark.promise(4), every_engine()]
 
 
 @pytest.mark.parametrize("how", ["kill", "exit", "segfault"])

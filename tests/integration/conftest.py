@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.fixtures import make_project, project
+from tests.support.fixtures import engine, home, homes, make_project, project
 
-__all__ = ["make_project", "project"]
+__all__ = ["engine", "home", "homes", "make_project", "project"]

@@ -8,18 +8,39 @@ from typing import Any
 
 import pytest
 
+from .engines import Home, Homes
 from .workers import Project
 
 MakeProject = Callable[..., Project]
 
 
+@pytest.fixture(scope="session")
+def homes() -> Iterator[Homes]:
+    """Where engines live, for the whole run."""
+    homes = Homes()
+    yield homes
+    homes.close()
+
+
 @pytest.fixture
-def make_project(tmp_path: Path) -> Iterator[MakeProject]:
+def engine(request: pytest.FixtureRequest) -> str:
+    """The engine under test. `every_engine()` runs a test on all of them; a test that says nothing runs on SQLite."""
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture
+def home(homes: Homes, engine: str) -> Home:
+    """Where the engine under test lives. A module that kills servers has one of its own."""
+    return homes[engine]
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, home: Home) -> Iterator[MakeProject]:
     """`make_project(**settings)`: a project in a directory of its own. All it starts is gone after the test."""
     made: list[Project] = []
 
     def make(**settings: Any) -> Project:
-        made.append(Project(tmp_path / f"project-{len(made) + 1}", settings))
+        made.append(Project(tmp_path / f"project-{len(made) + 1}", settings, home))
         return made[-1]
 
     yield make

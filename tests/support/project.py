@@ -44,7 +44,8 @@ def break_the_engine(*, where: str, fail_at: int, when: Literal["before", "after
             is_supervisor = os.getpid() == os.getsid(0)  # tests start each worker in a session of its own
             return (where == "supervisor") == is_supervisor and super()._fails_now(verb)
 
-    app._broker = Faulty(open_engine(app.conf.broker_url), fail_at=fail_at, when=when, times=times, verbs=verbs)
+    engine = open_engine(app.conf.broker_url, **app.conf.broker_transport_options)
+    app._broker = Faulty(engine, fail_at=fail_at, when=when, times=times, verbs=verbs)
 
 
 if "PROJ_FAULT" in os.environ:

@@ -24,6 +24,8 @@ from uuid import uuid4
 
 import msgspec
 
+from .engines import Home, SQLiteHome
+
 T = TypeVar("T")
 
 SOURCES = Path(__file__).parents[2] / "src"
@@ -104,10 +106,11 @@ class WorkerProcess:
 
 @dataclass
 class Project:
-    """A directory with `proj.py`, an engine and a journal; and everything that was started on it."""
+    """A directory with `proj.py` and a journal, a namespace in its engine's home, and everything that was started on it."""
 
     directory: Path
     settings: Mapping[str, Any]
+    home: Home = field(default_factory=SQLiteHome)
     mark: str = field(default_factory=lambda: uuid4().hex)
     workers: list[WorkerProcess] = field(default_factory=list)
     programs: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -116,8 +119,8 @@ class Project:
     def __post_init__(self) -> None:
         (self.directory / "gates").mkdir(parents=True)
         shutil.copy(Path(__file__).with_name("project.py"), self.directory / "proj.py")
-        url = f"sqlite:///{self.directory / 'celeriac.db'}"
-        (self.directory / "settings.json").write_text(json.dumps({"broker_url": url, **self.settings}))
+        self.settings = {**self.home.settings(self.directory), **self.settings}
+        (self.directory / "settings.json").write_text(json.dumps(self.settings))
 
     # -- the calling side --------------------------------------------------------------------------------------
 
@@ -196,6 +199,8 @@ class Project:
         until(frozen, f"{worker.name} is stopped outside of a transaction")
 
     def _writable(self) -> bool:
+        if self.home.engine != "sqlite":  # a server goes on without those who are stopped
+            return True
         with (self.directory / "celeriac.db.wake" / "lock").open("rb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -324,6 +329,7 @@ class Project:
         if self._module is not None:
             self.app.close()
             sys.modules.pop("proj", None)
+        self.home.remove(self.settings)
         for worker in self.workers:
             text = worker.log()
             print(f"--- {worker.name} (exit code {worker.popen.returncode}) {'-' * 60}\n{text[-6000:]}")
