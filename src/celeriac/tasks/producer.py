@@ -18,7 +18,7 @@ from ..contracts.broker import Broker
 from ..core import events
 from ..core.errors import EncodeError, EngineCorrupt, EngineUnavailable, EnqueueError, Retry
 from ..core.ids import new_id
-from ..core.message import Message
+from ..core.message import Join, Message
 from ..core.routing import Route, Router
 from ..core.serialize import encode_body
 from ..core.settings import Settings
@@ -86,7 +86,8 @@ class Producer:
         self.settings = settings
         self.origin = origin
         """Who sends, in every message; None stands for `gen<pid>@<host>`."""
-        self._find_task = find_task or _nothing_known
+        self.find_task = find_task or _nothing_known
+        """The task of a name, or None when nobody here knows it."""
         self._publish_timeout_seconds = float(settings.broker_publish_timeout)
         self._repr_levels = int(settings.task_repr_maxlevels)
 
@@ -227,10 +228,13 @@ class Producer:
         options.update(extra)
         for leftover in ("link", "link_error"):
             options[leftover] = _as_list(options.get(leftover))
-        return self.message(name, args, signature.get("kwargs") or {}, task=self._find_task(name), options=options, parent=parent)
+        return self.message(name, args, signature.get("kwargs") or {}, task=self.find_task(name), options=options, parent=parent)
 
-    def retry_message(self, message: Message, retry: Retry, request: Request) -> Message:
-        """The same call once more: same id, one more retry, due when `retry` says, with its new arguments and options."""
+    def retry_message(self, message: Message, retry: Retry, request: Request, *, whole: bool = False) -> Message:
+        """The same call once more: same id, one more retry, due when `retry` says, with its new arguments and options.
+
+        What its join gave it is read again by the next try, unless the arguments are new; with `whole`, it goes into the message.
+        """
         now = time.time()
         options = retry.options
         if isinstance(retry.when, datetime):
@@ -238,7 +242,9 @@ class Producer:
         else:
             delay_seconds, eta = _start_time(retry.when or 0, None, now)
         changes: dict[str, Any] = {"retries": message.retries + 1, "delay_seconds": delay_seconds, "eta": eta}
-        if retry.new_args is not None or retry.new_kwargs is not None or options.keys() & {"link", "link_error", "serializer"}:
+        whole = whole and message.joined is not None
+        if whole or retry.new_args is not None or retry.new_kwargs is not None or options.keys() & {"link", "link_error", "serializer"}:
+            changes["joined"] = None
             args = request.args if retry.new_args is None else tuple(retry.new_args)
             kwargs = request.kwargs if retry.new_kwargs is None else retry.new_kwargs
             embed: dict[str, Any] = {**request.embed, **{name: value for name, value in (_embed(options) or {}).items() if value}}
@@ -306,8 +312,15 @@ class Producer:
 
     # -- publishing ----------------------------------------------------------------------------------------------------------
 
-    def publish(self, messages: Sequence[Message], *, retry: bool | None = None, retry_policy: Mapping[str, Any] | None = None) -> None:
-        """→ the engine, all of them or none. When it returns, the engine holds them.
+    def publish(
+        self,
+        messages: Sequence[Message],
+        *,
+        joins: Sequence[Join] = (),
+        retry: bool | None = None,
+        retry_policy: Mapping[str, Any] | None = None,
+    ) -> None:
+        """→ the engine, all of them or none, with the joins that they are members of. When it returns, the engine holds them.
 
         An engine that cannot be reached is tried again, as `task_publish_retry_policy` says, but never for longer than `broker_publish_timeout` in all.
 
@@ -317,9 +330,12 @@ class Producer:
             messages = [_announce(message, retry_policy) for message in messages]
         started = time.monotonic()
         try:
-            self.broker.publish(messages, timeout_seconds=self._publish_timeout_seconds)
+            if joins:
+                self.broker.publish(messages, joins=joins, timeout_seconds=self._publish_timeout_seconds)
+            else:
+                self.broker.publish(messages, timeout_seconds=self._publish_timeout_seconds)
         except (EngineUnavailable, OSError) as problem:
-            self._publish_again(messages, problem, started, retry, retry_policy)
+            self._publish_again(messages, joins, problem, started, retry, retry_policy)
         if events.after_task_publish.receivers:
             for message in messages:
                 events.after_task_publish.send(
@@ -333,6 +349,7 @@ class Producer:
     def _publish_again(
         self,
         messages: Sequence[Message],
+        joins: Sequence[Join],
         problem: Exception,
         started: float,
         retry: bool | None,
@@ -353,7 +370,10 @@ class Producer:
             tries += 1
             pause = min(pause + float(policy["interval_step"] or 0), float(policy["interval_max"] or pause))
             try:
-                self.broker.publish(messages, timeout_seconds=left)
+                if joins:
+                    self.broker.publish(messages, joins=joins, timeout_seconds=left)
+                else:
+                    self.broker.publish(messages, timeout_seconds=left)
             except (EngineUnavailable, OSError) as again:
                 problem = again
             else:
