@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, quote, urlencode
@@ -30,10 +30,11 @@ import msgspec
 
 from ..contracts.broker import Capabilities
 from ..contracts.inspect import Depth, Waiting
+from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
 from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import EngineUnavailable, ImproperlyConfigured, NodeLost
-from ..core.message import Delivery, Holder, Lease, Message, Record, Revocation, Settlement, Verdict
+from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
 from .postgresql_listen import LOOKS_SECONDS, Box, Listener, PollingSubscription, Subscription
 from .postgresql_schema import migrate
@@ -41,6 +42,7 @@ from .postgresql_wire import (
     Ambiguous,
     Array,
     Database,
+    Json,
     Refused,
     Server,
     Transaction,
@@ -89,9 +91,22 @@ _STATES = ("ready", "scheduled", "leased", "dead")
 _VERDICTS = {Verdict.DONE: 0, Verdict.RETRY: 1, Verdict.RELEASED: 2, Verdict.CRASHED: 3, Verdict.DEAD: 4}
 
 PUBLISH = "SELECT {s}.publish($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-PUBLISH_IN = "SELECT {s}.publish(%s::text[], %s::text[], %s::smallint[], %s::float8[], %s::float8[], %s::bytea[], %s::float8, NULL, NULL)"
-EXCHANGE_DONE = "SELECT * FROM {s}.exchange_done($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
-EXCHANGE_EACH = "SELECT * FROM {s}.exchange_each(" + ", ".join(f"${number}" for number in range(1, 30)) + ")"
+PUBLISH_JOINING = "SELECT {s}.publish_joining($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+PUBLISH_IN = "SELECT {s}.publish_joining(%s::text[], %s::text[], %s::smallint[], %s::float8[], %s::float8[], %s::bytea[], %s::float8, NULL, NULL, %s::jsonb)"
+EXCHANGE_DONE = "SELECT * FROM {s}.exchange_done($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
+EXCHANGE_EACH = "SELECT * FROM {s}.exchange_each(" + ", ".join(f"${number}" for number in range(1, 31)) + ")"
+JOIN_UP = "SELECT m FROM {s}.join_up($1, NULL, $2, $3, NULL, $4) m"
+JOINS = "SELECT id, size, arrived, failed FROM {s}.joins WHERE id = ANY ($1::text[])"
+ARRIVALS = "SELECT arrival FROM {s}.arrivals WHERE join_id = $1 ORDER BY index"
+PRUNE_JOINS = """
+    WITH gone AS (
+        DELETE FROM {s}.joins j WHERE j.id IN (
+            SELECT o.id FROM {s}.joins o WHERE o.hour <= floor($1::float8 / 3600)::int AND o.touched < $1::float8 ORDER BY o.hour LIMIT $2::int FOR UPDATE SKIP LOCKED
+        ) RETURNING j.id
+    ), arrivals AS (DELETE FROM {s}.arrivals a USING gone g WHERE a.join_id = g.id)
+    DELETE FROM {s}.thens t USING gone g WHERE t.join_id = g.id
+"""
+PRUNE_ENDINGS = "DELETE FROM {s}.endings e WHERE NOT EXISTS (SELECT FROM {s}.messages m WHERE m.id = e.id)"
 OUTLOOK = "SELECT ready, due_in FROM {s}.outlook($1, $2)"
 HELD = (
     "SELECT 1, m.id, m.queue, m.token, m.crashes, m.interruptions, m.at,"
@@ -170,6 +185,7 @@ REPLAY = """
 
 _encode = msgspec.json.Encoder().encode
 _decode_message = msgspec.json.Decoder(Message).decode
+_decode_arrival = msgspec.json.Decoder(Arrival).decode
 _decode_record = msgspec.json.Decoder(Record).decode
 _decode_letter = msgspec.json.Decoder(Letter).decode
 _decode_node = msgspec.json.Decoder(Node).decode
@@ -220,41 +236,48 @@ class PostgreSQLEngine:
 
     # -- the life of a message -----------------------------------------------------------------------------------
 
-    def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
+    def publish(self, messages: Sequence[Message], *, joins: Sequence[Join] = (), timeout_seconds: float | None = None) -> None:
         rows = _Rows(messages)
-        if not messages:
+        happening = _joins(opens=joins) if joins else None
+        if not messages and happening is None:
             return
         seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = time.monotonic() + seconds
-        doubt = self._doubt(rows.ids) if self._doubts else None
+        ids = rows.ids if happening is None else [*rows.ids, *(join.id for join in joins)]
+        doubt = self._doubt(ids) if self._doubts else None
         begin = time.monotonic()
         lock_ms = max(1, int(seconds * 900))
         parameters = (*rows.parameters(), self._now(), lock_ms, doubt)
         try:
-            self._database.run(PUBLISH, parameters, deadline)
+            if happening is None:
+                self._database.run(PUBLISH, parameters, deadline)
+            else:
+                self._database.run(PUBLISH_JOINING, (*parameters, happening), deadline)
         except Ambiguous:
             # It was sent, and no answer came. A repeat must not double what was done meanwhile.
-            self._remember(rows.ids, begin)
+            self._remember(ids, begin)
             raise
         if doubt is not None:
-            for id in rows.ids:
+            for id in ids:
                 self._doubts.pop(id, None)
 
-    def publish_in(self, connection: Any, messages: Sequence[Message]) -> None:
+    def publish_in(self, connection: Any, messages: Sequence[Message], *, joins: Sequence[Join] = ()) -> None:
         """Publishes in a transaction of the caller: the messages come with its commit, or never.
 
         `connection` is a DB-API connection to the same database, of psycopg, psycopg2 or Django (`django.db.connection`); the caller commits.
         Whoever waits for work is told at the commit. Raises what the connection's driver raises.
         """
-        if not messages:
+        if not messages and not joins:
             return
         self._database.ensure_schema()
         rows = _Rows(messages)
+        happening = _joins(opens=joins) or b"{}"
         ids, queues = ([clean(text) for text in column] for column in (rows.ids, rows.queues))
         cursor = connection.cursor()
         try:
             cursor.execute(
-                PUBLISH_IN.replace("{s}", self._schema), [ids, queues, rows.priorities, rows.delays, rows.etas, rows.bodies, self._now()]
+                PUBLISH_IN.replace("{s}", self._schema),
+                [ids, queues, rows.priorities, rows.delays, rows.etas, rows.bodies, self._now(), happening.decode()],
             )
         finally:
             cursor.close()
@@ -295,15 +318,19 @@ class PostgreSQLEngine:
         return deliveries
 
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
-        encoded = [(revocation, _encode(revocation.record) if revocation.record is not None else None) for revocation in revocations]
-        answers: dict[str, str] = {}
         if not revocations:
-            return answers
-        with self._database.transaction() as run:
+            return {}
+        encoded = [(revocation, _encode(revocation.record) if revocation.record is not None else None) for revocation in revocations]
+
+        def revoke_all(run: Transaction) -> dict[str, str]:
             now = self._time(run)
-            for revocation, body in encoded:
-                answers[revocation.id] = self._revoke(run, revocation, body, now)
-        return answers
+            answers = {revocation.id: self._revoke(run, revocation, body, now) for revocation, body in encoded}
+            ended = [one.arrival for one in revocations if one.arrival is not None and answers[one.id] == "waiting"]
+            if ended:
+                run(JOIN_UP, _joins(arrivals=ended), True, 0, now)
+            return answers
+
+        return self._database.in_transaction(revoke_all)
 
     # -- nodes and their leases ----------------------------------------------------------------------------------
 
@@ -427,7 +454,9 @@ class PostgreSQLEngine:
             run("DELETE FROM {s}.tombs WHERE at < $1::float8 - $2::float8 OR at > $1::float8 + 60", now, TOMB_SECONDS)
             self._throw_away_old_letters(run)
             pruned = 0
+            run(PRUNE_ENDINGS)
             if self._result_expires is not None:
+                run(PRUNE_JOINS, now - self._result_expires, limit)
                 run(PRUNE_FUTURE, now, limit)
                 pruned = run.count(PRUNE, now - self._result_expires, limit)
             ((dead_rows,),) = run("SELECT pg_stat_get_dead_tuples('{s}.messages'::regclass)")
@@ -435,6 +464,34 @@ class PostgreSQLEngine:
             with suppress(EngineUnavailable):  # not our table, or the server is busy with it: it will do so itself
                 self._database.run("VACUUM (SKIP_LOCKED, TRUNCATE FALSE) {s}.messages", (), time.monotonic() + 60.0)
         return pruned
+
+    # -- joins -------------------------------------------------------------------------------------------------------
+
+    def seal(self, id: str, size: int) -> None:
+        self._database.run(JOIN_UP, (_joins(seals={id: size}), True, 0, self._now()))
+
+    def joins(self, ids: Sequence[str]) -> dict[str, JoinState]:
+        rows = self._database.rows(JOINS, (texts(ids),))
+        return {id: JoinState(id=id, size=size, arrived=arrived, failed=failed) for id, size, arrived, failed in rows}
+
+    def arrivals(self, id: str) -> list[Arrival]:
+        return [_decode_arrival(body) for (body,) in self._database.rows(ARRIVALS, (id,))]
+
+    def arrive(
+        self,
+        arrivals: Sequence[Arrival],
+        *,
+        opens: Sequence[Join] = (),
+        enlarges: Mapping[str, int] | None = None,
+        seals: Mapping[str, int] | None = None,
+    ) -> list[Message]:
+        happening = _joins(opens=opens, enlarges=enlarges or {}, seals=seals or {}, arrivals=arrivals)
+        if happening is None:
+            return []
+        return [_decode_message(body) for (body,) in self._database.rows(JOIN_UP, (happening, False, 0, self._now()))]
+
+    def leave(self, ids: Sequence[str]) -> None:
+        self._database.run(JOIN_UP, (_joins(leaves=ids), True, 0, self._now()))
 
     # -- what people see -----------------------------------------------------------------------------------------
 
@@ -564,10 +621,10 @@ class PostgreSQLEngine:
     ) -> tuple[list[str], list[Delivery]]:
         plain = _plain(settlements)
         if plain is not None:
-            result = self._database.run(EXCHANGE_DONE, (*plain, *taker, self._now()))
+            result = self._database.run(EXCHANGE_DONE, (*plain, _joins_of(settlements), *taker, self._now()))
         else:
             self._floors.forget()
-            result = self._database.run(EXCHANGE_EACH, (*self._each(settlements), *taker, self._now()))
+            result = self._database.run(EXCHANGE_EACH, (*self._each(settlements), _joins_of(settlements), *taker, self._now()))
         refused: list[str] = []
         deliveries: list[Delivery] = []
         for row in range(result.ntuples):
@@ -642,6 +699,11 @@ class PostgreSQLEngine:
             record.status if record else None,
             body,
         )
+        if revocation.arrival is not None:
+            sql = "INSERT INTO {s}.endings (id, arrival) SELECT $1, $2::jsonb->'arrivals'->0 ON CONFLICT (id) DO UPDATE SET arrival = excluded.arrival"
+            run(sql, id, _joins(arrivals=[revocation.arrival]))
+        else:
+            run("DELETE FROM {s}.endings WHERE id = $1", id)
         if revocation.terminate:
             letter = Letter(method="terminate", arguments={"task_id": id, "signal": revocation.signal})
             self._post(run, [rows[0][1]], _encode(letter))
@@ -763,6 +825,76 @@ class _Rows:
             floats(self.etas),
             bodies(self.bodies),
         )
+
+
+def _joins_of(settlements: Sequence[Settlement]) -> Json | None:
+    """What happens to joins with these settlements; their numbers own it. None: nothing does."""
+    for one in settlements:
+        if one.arrival is not None or one.leaves is not None or one.opens or one.enlarges:
+            break
+    else:
+        return None
+    numbered = list(enumerate(settlements, 1))
+    opens = [(owner, join) for owner, one in numbered for join in one.opens]
+    arrivals = [(owner, one.arrival) for owner, one in numbered if one.arrival is not None]
+    parts: dict[str, Any] = {
+        "opens": _opens(opens),
+        "then": _then([join for _, join in opens]),
+        "enlarges": [{"owner": owner, "id": clean(id), "more": more} for owner, one in numbered for id, more in one.enlarges.items()],
+        "arrivals": _arriving(arrivals),
+        "leaves": [{"owner": owner, "id": clean(one.leaves)} for owner, one in numbered if one.leaves is not None],
+    }
+    return Json(_encode({name: part for name, part in parts.items() if part}))
+
+
+def _joins(
+    *,
+    opens: Sequence[Join] = (),
+    enlarges: Mapping[str, int] | None = None,
+    seals: Mapping[str, int] | None = None,
+    arrivals: Sequence[Arrival] = (),
+    leaves: Sequence[str] = (),
+) -> Json | None:
+    """What happens to joins, for `join_up`. Nobody in particular owns it. None: nothing happens."""
+    if not (opens or enlarges or seals or arrivals or leaves):
+        return None
+    parts: dict[str, Any] = {
+        "opens": _opens([(None, join) for join in opens]),
+        "then": _then(opens),
+        "enlarges": [{"id": clean(id), "more": more} for id, more in (enlarges or {}).items()],
+        "seals": [{"id": clean(id), "size": size} for id, size in (seals or {}).items()],
+        "arrivals": _arriving([(None, arrival) for arrival in arrivals]),
+        "leaves": [{"id": clean(id)} for id in leaves],
+    }
+    return Json(_encode({name: part for name, part in parts.items() if part}))
+
+
+def _opens(joins: Sequence[tuple[int | None, Join]]) -> list[dict[str, Any]]:
+    return [{"owner": owner, "place": place, "id": clean(join.id), "size": join.size} for place, (owner, join) in enumerate(joins, 1)]
+
+
+def _then(joins: Sequence[Join]) -> list[dict[str, Any]]:
+    return [
+        {
+            "open": number,
+            "place": place,
+            "id": clean(message.id),
+            "queue": clean(message.queue),
+            "priority": message.priority,
+            "delay": message.delay_seconds,
+            "eta": message.eta.timestamp() if message.eta is not None else None,
+            "body": _encode(message),
+        }
+        for number, join in enumerate(joins, 1)
+        for place, message in enumerate(join.then)
+    ]
+
+
+def _arriving(arrivals: Sequence[tuple[int | None, Arrival]]) -> list[dict[str, Any]]:
+    return [
+        {"owner": owner, "place": place, "join": clean(one.join), "index": one.index, "failed": one.failed, "body": _encode(one)}
+        for place, (owner, one) in enumerate(arrivals)
+    ]
 
 
 class _Floors:

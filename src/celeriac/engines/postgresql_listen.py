@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from ..core.errors import EngineUnavailable
-from .postgresql_wire import Connection, Database, longs, readable, rows_of, texts
+from .network import readable
+from .postgresql_wire import Connection, Database, longs, rows_of, texts
 
 LOOKS_SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """After so long a waiter looks for himself. The first looks find what was committed just as he lay down; the last is the net."""

@@ -81,14 +81,47 @@ TABLES = """
     CREATE INDEX tombs_at ON {s}.tombs (at);
 """
 
+JOINS = """
+    -- `completed_by`: the index of the last arrival, -1 for the opening, -2 for the sealing; null as long as it is not complete. `hour` is that of `touched`: so most changes leave
+    -- every index alone, and stay on their page.
+    CREATE TABLE {s}.joins (
+        id text COLLATE "C" PRIMARY KEY,
+        size int,
+        enlarged int NOT NULL DEFAULT 0,
+        arrived int NOT NULL DEFAULT 0,
+        failed int NOT NULL DEFAULT 0,
+        completed_by int,
+        to_leave int NOT NULL,
+        touched float8 NOT NULL,
+        hour int NOT NULL
+    ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+    CREATE INDEX joins_hour ON {s}.joins (hour);
+    CREATE TABLE {s}.arrivals (join_id text COLLATE "C" NOT NULL, index int NOT NULL, arrival bytea NOT NULL, PRIMARY KEY (join_id, index))
+        WITH (autovacuum_vacuum_scale_factor = 0.05);
+    -- What comes when a join is complete.
+    CREATE TABLE {s}.thens (
+        join_id text COLLATE "C" NOT NULL,
+        place int NOT NULL,
+        id text NOT NULL,
+        queue text NOT NULL,
+        priority smallint NOT NULL,
+        delay float8,
+        eta float8,
+        message bytea NOT NULL,
+        PRIMARY KEY (join_id, place)
+    ) WITH (autovacuum_vacuum_scale_factor = 0.05);
+    -- What is to arrive when a message that was revoked while it ran ends by that.
+    CREATE TABLE {s}.endings (id text COLLATE "C" PRIMARY KEY, arrival jsonb NOT NULL);
+"""
+
 FUNCTIONS = """
-    CREATE FUNCTION {s}.now() RETURNS float8 LANGUAGE sql VOLATILE AS $$ SELECT extract(epoch FROM clock_timestamp())::float8 $$;
+    CREATE OR REPLACE FUNCTION {s}.now() RETURNS float8 LANGUAGE sql VOLATILE AS $$ SELECT extract(epoch FROM clock_timestamp())::float8 $$;
 
     -- What stands for a thing that is waited for, among the advisory locks of the database: `q` and a queue, `r` and a task, `r*` any result, `b` and an address, `h` and a holder.
-    CREATE FUNCTION {s}.key(p_name text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT hashtextextended(p_name, {seed}) $$;
+    CREATE OR REPLACE FUNCTION {s}.key(p_name text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT hashtextextended(p_name, {seed}) $$;
 
     -- Wakes up to `p_count` of those who wait for the key.
-    CREATE FUNCTION {s}.ring_key(p_key bigint, p_count int) RETURNS void LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION {s}.ring_key(p_key bigint, p_count int) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
         IF pg_try_advisory_lock(p_key) THEN
             PERFORM pg_advisory_unlock(p_key);
@@ -104,7 +137,7 @@ FUNCTIONS = """
         ) w;
     END $$;
 
-    CREATE FUNCTION {s}.ring_results(p_ids text[]) RETURNS void LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION {s}.ring_results(p_ids text[]) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
         IF pg_try_advisory_lock({s}.key('r')) THEN
             PERFORM pg_advisory_unlock({s}.key('r'));
@@ -118,7 +151,7 @@ FUNCTIONS = """
     END $$;
 
     -- → ready or scheduled. With `p_doubt_since`, ids that have been here since then are left out. `p_lock_ms` null: in somebody else's transaction, whose end nobody knows.
-    CREATE FUNCTION {s}.publish(
+    CREATE OR REPLACE FUNCTION {s}.publish(
         p_ids text[], p_queues text[], p_priorities smallint[], p_delays float8[], p_etas float8[], p_bodies bytea[],
         p_now float8, p_lock_ms int, p_doubt_seconds float8
     ) RETURNS int LANGUAGE plpgsql AS $$
@@ -181,14 +214,14 @@ FUNCTIONS = """
     END $$;
 
     -- The busy functions steer the planner: statistics of a queue are always out of date, and a plan that was made while it was empty reads the whole table when it is not.
-    CREATE FUNCTION {s}.steer() RETURNS void LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION {s}.steer() RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
         PERFORM set_config('synchronous_commit', 'off', true), set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
             set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
             set_config('plan_cache_mode', 'force_generic_plan', true);
     END $$;
 
-    CREATE FUNCTION {s}.due(p_queue text, p_now float8) RETURNS void LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION {s}.due(p_queue text, p_now float8) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
         UPDATE {s}.messages m SET state = 0, due = NULL
         FROM (
@@ -199,7 +232,7 @@ FUNCTIONS = """
     -- ready → leased. `kind` is 1; refused settlements of `exchange` have kind 0 and an id. What has been taken leaves dead entries at the head of the index until the next
     -- VACUUM, more than are alive: `p_floors` (ten for each queue, by priority) say from where on to look. What was given back meanwhile lies below; so the caller
     -- leaves them out every now and then, and they are not kept to when there is nothing above.
-    CREATE FUNCTION {s}.take(p_node text, p_process int, p_queues text[], p_limit int, p_floors float8[], p_now float8)
+    CREATE OR REPLACE FUNCTION {s}.take(p_node text, p_process int, p_queues text[], p_limit int, p_floors float8[], p_now float8)
     RETURNS TABLE (kind int, id text, queue text, token int, crashes int, interruptions int, at float8, revoked boolean, now float8, message bytea)
     LANGUAGE plpgsql AS $$
     #variable_conflict use_column
@@ -304,7 +337,7 @@ FUNCTIONS = """
     END $$;
 
     -- Keeps records, all of different tasks. Returns the ids of those that were kept.
-    CREATE FUNCTION {s}.keep(p_ids text[], p_statuses text[], p_ready boolean[], p_records bytea[], p_now float8) RETURNS text[] LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION {s}.keep(p_ids text[], p_statuses text[], p_ready boolean[], p_records bytea[], p_now float8) RETURNS text[] LANGUAGE plpgsql AS $$
     DECLARE
         v_kept text[];
     BEGIN
@@ -322,11 +355,136 @@ FUNCTIONS = """
         RETURN v_kept;
     END $$;
 
+    -- All that happens to joins in one step, in the order opens, enlarges, seals, arrivals, leaves; what has an owner only when that one is accepted (null: all are). Returns
+    -- the messages that come now, after publishing them; or, with `p_publish` false, those that came by anything of this call, now or when it was called before.
+    -- Whoever locks joins does it here, in one order, when it has locked all messages that it needs.
+    CREATE OR REPLACE FUNCTION {s}.join_up(p jsonb, p_accepted int[], p_publish boolean, p_lock_ms int, p_doubt_seconds float8, p_now float8) RETURNS SETOF bytea
+    LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+    SET plan_cache_mode = force_generic_plan AS $$
+    DECLARE
+        v_now float8 := coalesce(p_now, extract(epoch FROM clock_timestamp())::float8);
+        v_hour int := floor(v_now / 3600);
+        v_complete text[] := '{}';
+        v_new record;
+        v_is_complete boolean;
+    BEGIN
+        IF p ? 'opens' THEN
+            WITH wanted AS (
+                SELECT DISTINCT ON (o.id) o.* FROM jsonb_to_recordset(p->'opens') o (owner int, place int, id text, size int)
+                WHERE o.owner IS NULL OR p_accepted IS NULL OR o.owner = ANY (p_accepted) ORDER BY o.id, o.place
+            ), opened AS (
+                INSERT INTO {s}.joins (id, size, completed_by, to_leave, touched, hour)
+                SELECT w.id, w.size, CASE WHEN w.size <= 0 THEN -1 END,
+                    greatest(1, (SELECT count(*) FROM jsonb_to_recordset(p->'then') t (open int) WHERE t.open = w.place)), v_now, v_hour
+                FROM wanted w ORDER BY w.id ON CONFLICT (id) DO NOTHING RETURNING id, completed_by
+            ), kept AS (
+                INSERT INTO {s}.thens (join_id, place, id, queue, priority, delay, eta, message)
+                SELECT w.id, t.place, t.id, t.queue, t.priority, t.delay, t.eta, decode(t.body, 'base64')
+                FROM jsonb_to_recordset(p->'then') t (open int, place int, id text, queue text, priority smallint, delay float8, eta float8, body text)
+                JOIN wanted w ON w.place = t.open JOIN opened o ON o.id = w.id
+            )
+            SELECT coalesce(array_agg(o.id ORDER BY o.id), '{}') INTO v_complete FROM opened o WHERE o.completed_by IS NOT NULL;
+        END IF;
+        PERFORM FROM {s}.joins j WHERE j.id IN (
+            SELECT x.id FROM jsonb_to_recordset(p->'enlarges') x (id text) UNION SELECT x.id FROM jsonb_to_recordset(p->'seals') x (id text)
+            UNION SELECT x.join FROM jsonb_to_recordset(p->'arrivals') x ("join" text) UNION SELECT x.id FROM jsonb_to_recordset(p->'leaves') x (id text)
+        ) ORDER BY j.id FOR UPDATE OF j;
+        IF p ? 'enlarges' AND (p_publish OR NOT EXISTS (
+            SELECT FROM {s}.arrivals a WHERE a.join_id = p->'arrivals'->0->>'join' AND a.index = (p->'arrivals'->0->>'index')::int
+        )) THEN
+            UPDATE {s}.joins j SET size = j.size + e.more, enlarged = j.enlarged + CASE WHEN j.size IS NULL THEN e.more ELSE 0 END, touched = v_now, hour = v_hour
+            FROM (
+                SELECT e.id, sum(e.more)::int AS more FROM jsonb_to_recordset(p->'enlarges') e (owner int, id text, more int)
+                WHERE e.owner IS NULL OR p_accepted IS NULL OR e.owner = ANY (p_accepted) GROUP BY e.id
+            ) e WHERE j.id = e.id AND j.completed_by IS NULL;
+        END IF;
+        IF p ? 'seals' THEN
+            WITH sealed AS (
+                UPDATE {s}.joins j SET size = e.size + j.enlarged, completed_by = CASE WHEN j.arrived >= e.size + j.enlarged THEN -2 END, touched = v_now, hour = v_hour
+                FROM jsonb_to_recordset(p->'seals') e (id text, size int) WHERE j.id = e.id AND j.size IS NULL RETURNING j.id, j.completed_by
+            )
+            SELECT v_complete || coalesce(array_agg(x.id ORDER BY x.id), '{}') INTO v_complete FROM sealed x WHERE x.completed_by IS NOT NULL;
+        END IF;
+        IF p ? 'arrivals' THEN
+            FOR v_new IN
+                WITH arriving AS (
+                    SELECT DISTINCT ON (a.join, a.index) a.* FROM jsonb_to_recordset(p->'arrivals') a (owner int, place int, "join" text, index int, failed boolean, body text)
+                    WHERE a.owner IS NULL OR p_accepted IS NULL OR a.owner = ANY (p_accepted) ORDER BY a.join, a.index, a.place
+                ), arrived AS (
+                    INSERT INTO {s}.arrivals (join_id, index, arrival)
+                    SELECT a.join, a.index, decode(a.body, 'base64') FROM arriving a JOIN {s}.joins j ON j.id = a.join
+                    ON CONFLICT (join_id, index) DO NOTHING RETURNING join_id, index
+                )
+                SELECT a.join AS id, count(*)::int AS number, (count(*) FILTER (WHERE a.failed))::int AS failed, array_agg(a.index ORDER BY a.place) AS indices
+                FROM arriving a JOIN arrived n ON n.join_id = a.join AND n.index = a.index GROUP BY a.join ORDER BY min(a.place)
+            LOOP
+                UPDATE {s}.joins j SET arrived = j.arrived + v_new.number, failed = j.failed + v_new.failed, touched = v_now, hour = v_hour,
+                    completed_by = CASE WHEN j.completed_by IS NULL AND j.arrived + v_new.number >= j.size
+                        THEN v_new.indices[greatest(1, j.size - j.arrived)] ELSE j.completed_by END
+                WHERE j.id = v_new.id RETURNING coalesce(j.completed_by = ANY (v_new.indices), false) INTO v_is_complete;
+                IF v_is_complete THEN
+                    v_complete := v_complete || v_new.id;
+                END IF;
+            END LOOP;
+        END IF;
+        IF NOT p_publish THEN
+            v_complete := ARRAY (
+                SELECT j.id FROM {s}.joins j WHERE j.completed_by = -1 AND j.id IN (SELECT o.id FROM jsonb_to_recordset(p->'opens') o (id text))
+                OR j.completed_by = -2 AND j.id IN (SELECT z.id FROM jsonb_to_recordset(p->'seals') z (id text))
+                UNION SELECT j.id FROM {s}.joins j JOIN jsonb_to_recordset(p->'arrivals') a ("join" text, index int) ON j.id = a.join AND j.completed_by = a.index
+            );
+        END IF;
+        IF cardinality(v_complete) > 0 THEN
+            IF p_publish THEN
+                PERFORM {s}.publish(
+                    array_agg(t.id ORDER BY c.number, t.place), array_agg(t.queue ORDER BY c.number, t.place), array_agg(t.priority ORDER BY c.number, t.place),
+                    array_agg(t.delay ORDER BY c.number, t.place), array_agg(t.eta ORDER BY c.number, t.place), array_agg(t.message ORDER BY c.number, t.place),
+                    v_now, p_lock_ms, p_doubt_seconds
+                ) FROM unnest(v_complete) WITH ORDINALITY c (id, number) JOIN {s}.thens t ON t.join_id = c.id HAVING count(*) > 0;
+            END IF;
+            RETURN QUERY SELECT t.message FROM unnest(v_complete) WITH ORDINALITY c (id, number) JOIN {s}.thens t ON t.join_id = c.id ORDER BY c.number, t.place;
+        END IF;
+        IF p ? 'leaves' THEN
+            WITH leaving AS (
+                SELECT e.id, count(*)::int AS number FROM jsonb_to_recordset(p->'leaves') e (owner int, id text)
+                WHERE e.owner IS NULL OR p_accepted IS NULL OR e.owner = ANY (p_accepted) GROUP BY e.id
+            ), gone AS (
+                DELETE FROM {s}.joins j USING leaving l WHERE j.id = l.id AND j.to_leave <= l.number RETURNING j.id
+            ), gone_arrivals AS (
+                DELETE FROM {s}.arrivals a USING gone g WHERE a.join_id = g.id
+            ), gone_thens AS (
+                DELETE FROM {s}.thens t USING gone g WHERE t.join_id = g.id
+            )
+            UPDATE {s}.joins j SET to_leave = j.to_leave - l.number, touched = v_now, hour = v_hour FROM leaving l WHERE j.id = l.id AND j.to_leave > l.number;
+        END IF;
+    END $$;
+
+    CREATE OR REPLACE FUNCTION {s}.publish_joining(
+        p_ids text[], p_queues text[], p_priorities smallint[], p_delays float8[], p_etas float8[], p_bodies bytea[],
+        p_now float8, p_lock_ms int, p_doubt_seconds float8, p_joins jsonb
+    ) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM {s}.publish(p_ids, p_queues, p_priorities, p_delays, p_etas, p_bodies, p_now, p_lock_ms, p_doubt_seconds);
+        PERFORM {s}.join_up(p_joins, NULL, true, p_lock_ms, p_doubt_seconds, p_now);
+    END $$;
+
+    -- A revoked message ends by that: what it owes to a join is moved to those who arrive.
+    CREATE OR REPLACE FUNCTION {s}.end_of(p_id text, p_joins jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+    DECLARE
+        v_arrival jsonb;
+    BEGIN
+        DELETE FROM {s}.endings e WHERE e.id = p_id RETURNING e.arrival INTO v_arrival;
+        IF v_arrival IS NULL THEN
+            RETURN p_joins;
+        END IF;
+        RETURN coalesce(p_joins, '{}') || jsonb_build_object('arrivals', coalesce(p_joins->'arrivals', '[]') || v_arrival);
+    END $$;
+
     -- A lease is known by its node, which nothing else has: `state = 2` is not asked for, since then the planner would look through all that the node ever held.
     -- All are DONE, held by one holder, nothing follows, and no id comes twice. `p_limit` null: only settle.
-    CREATE FUNCTION {s}.exchange_done(
+    CREATE OR REPLACE FUNCTION {s}.exchange_done(
         p_holder text, p_holder_process int, p_ids text[], p_tokens int[], p_record_ids text[], p_statuses text[], p_ready boolean[], p_records bytea[], p_silent text[],
-        p_node text, p_process int, p_queues text[], p_limit int, p_floors float8[], p_now float8
+        p_joins jsonb, p_node text, p_process int, p_queues text[], p_limit int, p_floors float8[], p_now float8
     )
     RETURNS TABLE (kind int, id text, queue text, token int, crashes int, interruptions int, at float8, revoked boolean, now float8, message bytea)
     LANGUAGE plpgsql AS $$
@@ -334,6 +492,7 @@ FUNCTIONS = """
     DECLARE
         v_now float8 := coalesce(p_now, extract(epoch FROM clock_timestamp())::float8);
         v_gone text[];
+        v_accepted int[];
     BEGIN
         PERFORM {s}.steer();
         IF p_ids IS NOT NULL THEN
@@ -353,9 +512,13 @@ FUNCTIONS = """
                     PERFORM {s}.keep(array_agg(u.id), array_agg(u.status), array_agg(u.ready), array_agg(u.record), v_now)
                     FROM unnest(p_record_ids, p_statuses, p_ready, p_records) u (id, status, ready, record) WHERE u.id = ANY (v_gone) HAVING count(*) > 0;
                 END IF;
+                v_accepted := ARRAY (SELECT u.number FROM unnest(p_ids) WITH ORDINALITY u (id, number) WHERE u.id = ANY (v_gone));
             END IF;
             IF p_silent IS NOT NULL THEN
                 INSERT INTO {s}.tombs (at, ids) VALUES (v_now, p_silent);
+            END IF;
+            IF p_joins IS NOT NULL THEN
+                PERFORM {s}.join_up(p_joins, v_accepted, true, 0, NULL, v_now);
             END IF;
         END IF;
         IF p_limit IS NOT NULL THEN
@@ -364,12 +527,12 @@ FUNCTIONS = """
     END $$;
 
     -- Any settlements, one after the other. Settlement i has the record r[i] and the message m[i], null where there is none; follow-ups say whose they are.
-    CREATE FUNCTION {s}.exchange_each(
+    CREATE OR REPLACE FUNCTION {s}.exchange_each(
         s_id text[], s_node text[], s_process int[], s_token int[], s_verdict smallint[], s_delay float8[], s_reason text[],
         r_id text[], r_status text[], r_ready boolean[], r_record bytea[],
         m_queue text[], m_priority smallint[], m_delay float8[], m_eta float8[], m_body bytea[],
         f_owner int[], f_id text[], f_queue text[], f_priority smallint[], f_delay float8[], f_eta float8[], f_body bytea[],
-        p_node text, p_process int, p_queues text[], p_limit int, p_floors float8[], p_now float8
+        p_joins jsonb, p_node text, p_process int, p_queues text[], p_limit int, p_floors float8[], p_now float8
     )
     RETURNS TABLE (kind int, id text, queue text, token int, crashes int, interruptions int, at float8, revoked boolean, now float8, message bytea)
     LANGUAGE plpgsql AS $$
@@ -384,6 +547,8 @@ FUNCTIONS = """
         v_queues text[] := '{}';
         v_silent text[] := '{}';
         v_follow int := 1;
+        v_joins jsonb := p_joins;
+        v_accepted int[] := '{}';
     BEGIN
         PERFORM {s}.steer();
         FOR i IN 1..cardinality(s_id) LOOP
@@ -395,6 +560,7 @@ FUNCTIONS = """
                     CONTINUE;
                 END IF;
             END IF;
+            v_accepted := v_accepted || i;
             IF r_id[i] IS NOT NULL THEN
                 PERFORM {s}.keep(ARRAY[r_id[i]], ARRAY[r_status[i]], ARRAY[r_ready[i]], ARRAY[r_record[i]], v_now);
             ELSE
@@ -406,6 +572,7 @@ FUNCTIONS = """
                     IF v_record IS NOT NULL THEN
                         PERFORM {s}.keep(ARRAY[s_id[i]], ARRAY[v_status], ARRAY[true], ARRAY[v_record], v_now);
                     END IF;
+                    v_joins := {s}.end_of(s_id[i], v_joins);
                 ELSIF s_verdict[i] = 0 THEN
                     DELETE FROM {s}.messages m WHERE m.id = s_id[i];
                 ELSIF s_verdict[i] = 1 THEN
@@ -444,6 +611,9 @@ FUNCTIONS = """
         IF cardinality(v_silent) > 0 THEN
             INSERT INTO {s}.tombs (at, ids) VALUES (v_now, v_silent);
         END IF;
+        IF v_joins IS NOT NULL THEN
+            PERFORM {s}.join_up(v_joins, v_accepted, true, 0, NULL, v_now);
+        END IF;
         PERFORM {s}.ring_key({s}.key('q' || q.queue), q.number::int) FROM (SELECT u AS queue, count(*) AS number FROM unnest(v_queues) u GROUP BY u) q;
         IF p_limit IS NOT NULL THEN
             RETURN QUERY SELECT t.* FROM {s}.take(p_node, p_process, p_queues, p_limit, p_floors, p_now) t;
@@ -451,12 +621,13 @@ FUNCTIONS = """
     END $$;
 
     -- The node is gone, and what it held is ready; what was revoked meanwhile has ended.
-    CREATE FUNCTION {s}.give_back(p_node text, p_crashed boolean, p_now float8) RETURNS text[] LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION {s}.give_back(p_node text, p_crashed boolean, p_now float8) RETURNS text[] LANGUAGE plpgsql AS $$
     DECLARE
         v_now float8 := coalesce(p_now, extract(epoch FROM clock_timestamp())::float8);
         v_row record;
         v_ids text[] := '{}';
         v_queues text[] := '{}';
+        v_joins jsonb;
     BEGIN
         DELETE FROM {s}.nodes n WHERE n.id = p_node;
         FOR v_row IN
@@ -468,17 +639,21 @@ FUNCTIONS = """
                 IF v_row.end_record IS NOT NULL THEN
                     PERFORM {s}.keep(ARRAY[v_row.id], ARRAY[v_row.end_status], ARRAY[true], ARRAY[v_row.end_record], v_now);
                 END IF;
+                v_joins := {s}.end_of(v_row.id, v_joins);
             ELSE
                 UPDATE {s}.messages m SET state = 0, crashes = m.crashes + p_crashed::int, interruptions = m.interruptions + (NOT p_crashed)::int,
                     node = NULL, process = NULL, taken = NULL WHERE m.id = v_row.id;
                 v_queues := v_queues || v_row.queue;
             END IF;
         END LOOP;
+        IF v_joins IS NOT NULL THEN
+            PERFORM {s}.join_up(v_joins, NULL, true, 0, NULL, v_now);
+        END IF;
         PERFORM {s}.ring_key({s}.key('q' || q.queue), q.number::int) FROM (SELECT u AS queue, count(*) AS number FROM unnest(v_queues) u GROUP BY u) q;
         RETURN v_ids;
     END $$;
 
-    CREATE FUNCTION {s}.outlook(p_queues text[], p_now float8) RETURNS TABLE (ready boolean, due_in float8) LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION {s}.outlook(p_queues text[], p_now float8) RETURNS TABLE (ready boolean, due_in float8) LANGUAGE plpgsql AS $$
     DECLARE
         v_now float8 := coalesce(p_now, extract(epoch FROM clock_timestamp())::float8);
         v_queue text;
@@ -497,7 +672,7 @@ FUNCTIONS = """
     END $$;
 
     -- The one who listens begins, and ends, to wait for these names.
-    CREATE FUNCTION {s}.attend(p_names text[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION {s}.attend(p_names text[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
     DECLARE
         v_name text;
     BEGIN
@@ -507,16 +682,16 @@ FUNCTIONS = """
         END LOOP;
     END $$;
 
-    CREATE FUNCTION {s}.results_version(p_ids text[]) RETURNS numeric LANGUAGE sql STABLE AS $$
+    CREATE OR REPLACE FUNCTION {s}.results_version(p_ids text[]) RETURNS numeric LANGUAGE sql STABLE AS $$
         SELECT coalesce(sum(r.version), 0) FROM {s}.results r WHERE r.task_id = ANY (p_ids)
     $$;
 """
 
 MIGRATION_SECONDS = 10.0
 """A change of the schema may take so long, even when who comes first wanted an answer earlier."""
-MIGRATIONS: tuple[tuple[str, ...], ...] = ((TABLES, FUNCTIONS),)
-"""What leads from each version of the schema to the next. Each is one transaction, which only makes things, or changes what no running verb waits for; functions that
-change get a new name, so that older programs go on meanwhile."""
+MIGRATIONS = (TABLES, JOINS)
+"""What leads from each version of the schema to the next; FUNCTIONS follow, as a whole. All of it is one transaction, which makes things, or changes what no running verb waits for. A
+function that takes other parameters than before is another one to PostgreSQL: so older programs, which call the old one, go on meanwhile."""
 
 
 def _version(connection: Connection, schema: str, deadline: float) -> int:
@@ -552,8 +727,8 @@ def migrate(connection: Connection, schema: str, deadline: float) -> None:
                 connection.run(f"CREATE SCHEMA {schema}", (), deadline)
             version = 0
         for step in MIGRATIONS[version:]:
-            for script in step:
-                connection.script(script.replace("{s}", schema).replace("{seed}", str(seed(schema))), deadline)
+            connection.script(step.replace("{s}", schema), deadline)
+        connection.script(FUNCTIONS.replace("{s}", schema).replace("{seed}", str(seed(schema))), deadline)
         connection.run(f"UPDATE {schema}.version SET version = {len(MIGRATIONS)}", (), deadline)
         connection.run("COMMIT", (), deadline)
     except Refused as refusal:

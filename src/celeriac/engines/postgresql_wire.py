@@ -11,21 +11,19 @@ import os
 import select
 import socket
 import struct
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import EncodeError, EngineUnavailable, ImproperlyConfigured
+from .network import Breaker, in_time, is_address, readable
 
 if TYPE_CHECKING:
     from psycopg import pq
 
-FAILURES_BEFORE_REST = 3
-"""After so many failures in a row to reach the server, verbs fail at once, but for one probe in each `PROBE_SECONDS`."""
-PROBE_SECONDS = 1.0
+T = TypeVar("T")
 
 # -- errors ------------------------------------------------------------------------------------------------------------
 
@@ -37,6 +35,10 @@ class Refused(EngineUnavailable):
         super().__init__(message)
         self.code = code
         self.detail = detail
+
+
+class Deadlock(Refused):
+    """The server chose this one to end among several that waited for each other; it may be tried again."""
 
 
 class Ambiguous(EngineUnavailable):
@@ -77,9 +79,7 @@ class Database:
         self._statements: dict[str, str] = {}
         self._idle: deque[Connection] = deque()
         self._used: set[Connection] = set()
-        self._failures = 0
-        self._probe_at = 0.0
-        self._trouble = ""
+        self._breaker = Breaker()
 
     def run(self, sql: str, parameters: Sequence[Any] = (), deadline: float | None = None) -> pq.abc.PGresult:
         """One statement, which is one transaction and one trip. `{s}` in it stands for the schema."""
@@ -93,11 +93,11 @@ class Database:
             except BaseException as error:
                 self._release(connection)
                 tries -= 1
-                if tries and isinstance(error, Refused) and error.code in ("40P01", "40001"):
+                if tries and isinstance(error, Deadlock):
                     continue
                 self._judge(error)
                 raise
-            self._failures = 0  # an answer counts; a connection alone, to a proxy whose server is gone, does not
+            self._breaker.answered()
             self._release(connection)
             return result
 
@@ -113,13 +113,21 @@ class Database:
             connection.run("BEGIN", (), deadline)
             yield Transaction(self, connection, deadline)
             connection.run("COMMIT", (), deadline)
-            self._failures = 0
+            self._breaker.answered()
         except BaseException as error:
             connection.roll_back(deadline)
             self._judge(error)
             raise
         finally:
             self._release(connection)
+
+    def in_transaction(self, work: Callable[[Transaction], T]) -> T:
+        """What `work` returns; it is done again when the server had to end it, since two that waited for each other had locked things in different orders."""
+        for _ in range(2):
+            with suppress(Deadlock), self.transaction() as run:
+                return work(run)
+        with self.transaction() as run:
+            return work(run)
 
     def statement(self, sql: str) -> str:
         """With the name of our schema in it."""
@@ -130,17 +138,11 @@ class Database:
 
     def connect(self, deadline: float) -> Connection:
         """A connection for the caller alone. The first one of a process makes the schema, or brings it up to date."""
-        now = time.monotonic()
-        if self._failures >= FAILURES_BEFORE_REST:
-            if now < self._probe_at:
-                raise EngineUnavailable(
-                    f"{self._trouble} (Not tried again now: the last {self._failures} tries failed, the next is in {self._probe_at - now:.1f} s.)"
-                )
-            self._probe_at = now + max(PROBE_SECONDS, deadline - now)
+        self._breaker.check(deadline)
         try:
             connection = self.server.connect(deadline, prepares=self._prepares)
         except EngineUnavailable as trouble:
-            self._failed(str(trouble))
+            self._breaker.failed(str(trouble))
             raise
         try:
             if not self._migrated:
@@ -199,15 +201,10 @@ class Database:
             self._used.discard(connection)
             connection.close()
 
-    def _failed(self, trouble: str) -> None:
-        self._failures += 1
-        self._trouble = trouble
-        self._probe_at = time.monotonic() + PROBE_SECONDS
-
     def _judge(self, error: BaseException) -> None:
         """Draws the conclusions from an error that a statement met."""
         if isinstance(error, Ambiguous) and error.silent:
-            self._failed(str(error))
+            self._breaker.failed(str(error))
         elif isinstance(error, Refused):
             if error.code in ("42P01", "42883", "3F000"):
                 self._migrated = False  # somebody dropped the schema; the next connection makes it anew
@@ -255,7 +252,10 @@ class Connection:
         formats: list[int] = []
         for parameter in parameters:
             kind = type(parameter)
-            if kind is Array or kind is bytes:
+            if kind is Json:
+                values.append(parameter)
+                formats.append(0)
+            elif kind is Array or kind is bytes:
                 values.append(parameter)
                 formats.append(1)
             else:
@@ -380,7 +380,8 @@ class Connection:
             self._broken = True
         if not code:
             raise OSError(detail)
-        raise Refused(self.server.refusal(code, detail), code, detail)
+        kind = Deadlock if code in ("40P01", "40001") else Refused
+        raise kind(self.server.refusal(code, detail), code, detail)
 
     def _translated(self, error: BaseException) -> BaseException:
         if isinstance(error, _Late):
@@ -465,11 +466,13 @@ class Server:
             port = self._ports[number] if number < len(self._ports) else self._ports[0]
             if number < len(self._addresses):
                 targets.append({"host": host, "hostaddr": self._addresses[number], "port": port})
-            elif not host or host.startswith(("/", "@")):
+            elif not host or host.startswith(("/", "@")) or is_address(host):
                 targets.append({"host": host, "port": port} if host else {"port": port})
             else:
+                # The system's resolver cannot be told how long it may take.
                 try:
-                    targets += [{"host": host, "hostaddr": address, "port": port} for address in _resolve(host, deadline)]
+                    addresses = in_time(lambda host=host: _resolve(host), deadline - time.monotonic())  # type: ignore[misc]
+                    targets += [{"host": host, "hostaddr": address, "port": port} for address in addresses]
                 except OSError as trouble:
                     error = str(trouble)
         if not targets:
@@ -546,6 +549,10 @@ class Server:
 
 class Array(bytes):
     """An array, as it travels."""
+
+
+class Json(bytes):
+    """A JSON value. Bytes in it are base64."""
 
 
 _BOOL, _BYTEA, _INT8, _INT2, _INT4, _TEXT, _FLOAT8 = 16, 17, 20, 21, 23, 25, 701
@@ -676,38 +683,8 @@ def _wait(descriptor: int, deadline: float, *, write: bool = False) -> None:
         raise _Late
 
 
-def readable(descriptors: Sequence[int], seconds: float) -> list[int]:
-    """Those that can be read, or are broken: whoever reads them will notice."""
-    if not hasattr(select, "poll"):  # eventlet takes it away
-        return list(select.select([one for one in descriptors if one >= 0], (), (), seconds)[0])
-    poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, select.POLLIN)
-    return [descriptor for descriptor, _ in poll.poll(math.ceil(min(seconds, 1e6) * 1000))]
-
-
-def _resolve(host: str, deadline: float) -> list[str]:
-    """The addresses of a host. The system's resolver cannot be told how long it may take, so it is asked by a thread."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with suppress(OSError):
-            socket.inet_pton(family, host)
-            return [host]
-    answer: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answer.append(list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))))
-        except OSError as error:
-            answer.append(error)
-
-    thread = threading.Thread(target=ask, name="celeriac-resolve", daemon=True)
-    thread.start()
-    thread.join(max(0.0, deadline - time.monotonic()))
-    if not answer:
-        raise OSError(f"no answer about {host} in time")
-    if isinstance(answer[0], OSError):
-        raise answer[0]
-    return list(answer[0])
+def _resolve(host: str) -> list[str]:
+    return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)))
 
 
 def _quoted(value: str) -> str:
