@@ -26,6 +26,8 @@ class MemoryMaker:
     def corrupt(self, engine: Engine, id: str) -> None:
         self.storage._storage.rows[id].body = b'{"id": "' + id.encode() + b'", "task'
 
+    def after_kill(self) -> None: ...
+
     def lose_registration(self, engine: Engine, node: str) -> None:
         del self.storage._storage.nodes[node]
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from celeriac.contracts.engine import Engine
-from celeriac.contracts.inspect import Waiting
 from celeriac.core.clock import SYSTEM_CLOCK, Clock
-from celeriac.core.message import Record
 from celeriac.engines.postgresql import PostgreSQLEngine
 from celeriac.testing.contract import EngineContract, EngineMaker
 from celeriac.testing.contract.harness import eventually
@@ -26,13 +24,10 @@ class PostgreSQLMaker:
         self.url = url
         self.options = options
         self.schema = f"celeriac_{uuid.uuid4().hex}"
-        self.patient = False
 
     def __call__(self, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Engine:
         mark = "&" if "?" in self.url else "?"
         url = f"{self.url}{mark}application_name={self.schema[:30]}_{os.getpid()}"
-        if self.patient:
-            return PatientEngine(self, url, clock=clock, schema=self.schema, **self.options, **options)
         return PostgreSQLEngine(url, clock=clock, schema=self.schema, **self.options, **options)
 
     def corrupt(self, engine: Engine, id: str) -> None:
@@ -40,6 +35,10 @@ class PostgreSQLMaker:
 
     def lose_registration(self, engine: Engine, node: str) -> None:
         self.execute(f"DELETE FROM {self.schema}.nodes WHERE id = %s", node)
+
+    def after_kill(self) -> None:
+        """What a client had asked for before it was killed the server still does."""
+        eventually(lambda: not self.sessions_of_the_dead())
 
     def sessions_of_the_dead(self) -> list[int]:
         """The processes that are gone, but of which the server still has a session."""
@@ -62,22 +61,6 @@ class PostgreSQLMaker:
             connection.execute(statement, values)  # type: ignore[call-overload]
 
 
-class PatientEngine(PostgreSQLEngine):
-    """What a client had asked for before it was killed the server still does: so the books are looked into when it has noticed that nobody is there any more."""
-
-    def __init__(self, maker: PostgreSQLMaker, url: str, **options: Any) -> None:
-        super().__init__(url, **options)
-        self.maker = maker
-
-    def peek(self, queue: str, *, state: str = "ready", limit: int = 100, offset: int = 0) -> list[Waiting]:
-        eventually(lambda: not self.maker.sessions_of_the_dead())
-        return super().peek(queue, state=state, limit=limit, offset=offset)
-
-    def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
-        eventually(lambda: not self.maker.sessions_of_the_dead())
-        return super().fetch(ids)
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[SessionServer]:
     server = SessionServer()
@@ -87,8 +70,7 @@ def server() -> Iterator[SessionServer]:
 
 class TestPostgreSQLEngine(EngineContract):
     @pytest.fixture
-    def make_engine(self, server: SessionServer, request: pytest.FixtureRequest) -> Iterator[EngineMaker]:
+    def make_engine(self, server: SessionServer) -> Iterator[EngineMaker]:
         maker = PostgreSQLMaker(server.url())
-        maker.patient = request.node.name.startswith("test_killed")
         yield maker
         maker.drop()

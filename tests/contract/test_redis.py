@@ -38,6 +38,8 @@ class RedisMaker:
     def corrupt(self, engine: Engine, id: str) -> None:
         assert self.command(b"HSET", b"body", id.encode(), b'{"id": "broken') == 0
 
+    def after_kill(self) -> None: ...
+
     def lose_registration(self, engine: Engine, node: str) -> None:
         assert self.command(b"HDEL", b"nodes", node.encode()) == 1
         assert self.command(b"ZREM", b"leases", node.encode()) == 1

@@ -26,6 +26,8 @@ class SQLiteMaker:
     def corrupt(self, engine: Engine, id: str) -> None:
         self.execute("UPDATE messages SET message = ? WHERE id = ?", b'{"id": "broken', id)
 
+    def after_kill(self) -> None: ...
+
     def lose_registration(self, engine: Engine, node: str) -> None:
         self.execute("DELETE FROM nodes WHERE id = ?", node)
 

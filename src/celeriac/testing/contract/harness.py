@@ -43,6 +43,10 @@ class EngineMaker(Protocol):
         """Removes the registration of a node, as if it had never been, and leaves all that the node holds."""
         ...
 
+    def after_kill(self) -> None:
+        """Clients were killed. Returns when all that they had asked for last is done or given up: a server may be at it still."""
+        ...
+
 
 class EngineTests:
     """The fixtures of all parts of the suite."""

@@ -854,6 +854,7 @@ class Joins(JoinTests):
                 child.kill()
                 child.join(DEADLINE_SECONDS)
             reader.close()
+            make_engine.after_kill()
             engine.reclaim([f"node{round_}"])
         done = {id for name in names for id in engine.fetch([f"{name}-{index}" for index in range(3)])}
         arrived = {one.task_id for name in names for one in engine.arrivals(name)}

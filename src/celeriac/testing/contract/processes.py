@@ -236,6 +236,7 @@ class Processes(EngineTests):
             with running([child]):
                 writer.close()
                 acknowledged = kill_after_some(child, reader, dice)
+            make_engine.after_kill()
             held = Counter(waiting.id.rsplit("-", 1)[0] for waiting in engine.peek("celery", limit=100_000))
             assert set(held.values()) <= {BATCH}, "half a list was published"
             assert len(held) - acknowledged in (0, 1), "a list that was acknowledged is lost"
@@ -262,6 +263,7 @@ class Processes(EngineTests):
                 time.sleep(dice.random() * 0.01)
                 children[1].kill()
                 children[1].join(DEADLINE_SECONDS)
+            make_engine.after_kill()
             self.check_each_is_whole(engine, task_ids)
             held = {delivery.id for name in names for delivery in engine.held(name)}
             assert set(engine.reclaim(names)) == held
