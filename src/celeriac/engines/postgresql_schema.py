@@ -429,8 +429,8 @@ FUNCTIONS = """
         END IF;
         IF NOT p_publish THEN
             v_complete := ARRAY (
-                SELECT j.id FROM {s}.joins j WHERE j.completed_by = -1 AND j.id IN (SELECT o.id FROM jsonb_to_recordset(p->'opens') o (id text))
-                OR j.completed_by = -2 AND j.id IN (SELECT z.id FROM jsonb_to_recordset(p->'seals') z (id text))
+                SELECT j.id FROM {s}.joins j JOIN jsonb_to_recordset(p->'opens') o (id text) ON j.id = o.id AND j.completed_by = -1
+                UNION SELECT j.id FROM {s}.joins j JOIN jsonb_to_recordset(p->'seals') z (id text) ON j.id = z.id AND j.completed_by = -2
                 UNION SELECT j.id FROM {s}.joins j JOIN jsonb_to_recordset(p->'arrivals') a ("join" text, index int) ON j.id = a.join AND j.completed_by = a.index
             );
         END IF;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,11 +20,12 @@ from msgspec import Raw
 
 from celeriac.contracts.mailbox import Node
 from celeriac.core.errors import EncodeError, EngineCorrupt, EngineUnavailable, ImproperlyConfigured
-from celeriac.core.message import Delivery, Holder, Message, Record, Settlement, Verdict
+from celeriac.core.message import Arrival, Delivery, Holder, Join, Message, Record, Settlement, Verdict
 from celeriac.engines import open_engine
 from tests.support.postgresql import Server, SessionServer, free_port, missing, program
 
 postgresql = pytest.importorskip("celeriac.engines.postgresql")
+schema = pytest.importorskip("celeriac.engines.postgresql_schema")
 pytest.importorskip("psycopg")
 PostgreSQLEngine = postgresql.PostgreSQLEngine
 
@@ -246,6 +248,102 @@ def test_no_hot_statement_reads_or_sorts_a_whole_table(engine: Any, name: str, a
         assert "messages_pkey" in plan, plan
     if name != "prune" or analyzed:
         assert "Sort" not in plan, plan
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_message_of_a_workflow_reads_no_whole_table(engine: Any, analyzed: bool) -> None:
+    """As the server itself counts, of what its functions really did; the tables are full of others, and the plans may be those of empty ones."""
+    tables = ("messages", "results", "joins", "arrivals", "thens", "endings")
+
+    def scans() -> dict[str, int]:
+        engine._database.run("SELECT pg_stat_force_next_flush()")
+        sql = "SELECT relname::text, seq_scan, idx_scan FROM pg_stat_user_tables WHERE schemaname = $1 AND relname::text = ANY ($2::text[])"
+        names = postgresql.texts(tables)
+        return {name: seq for name, seq, _ in engine._database.rows(sql, (engine._schema, names))}
+
+    def life(number: int) -> None:
+        join = Join(id=f"j{number}", size=2, then=[message(f"body{number}", queue="bodies")])
+        engine.publish([message(f"a{number}-{index}", queue="members") for index in range(2)], joins=[join])
+        arrivals = [Arrival(join=join.id, index=index, task_id="t") for index in range(2)]
+        members = engine.reserve(["members"], limit=2, holder=HOLDER)
+        engine.settle(
+            [
+                done(one, arrival=arrival, record=Record(task_id=one.id, status="SUCCESS"))
+                for one, arrival in zip(members, arrivals, strict=True)
+            ]
+        )
+        (body,) = engine.reserve(["bodies"], limit=1, holder=HOLDER)
+        engine.settle([done(body, leaves=join.id)])
+        engine.arrive(arrivals)
+        engine.fetch([one.id for one in members])
+
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    life(0)
+    engine.publish([message(f"m{number}") for number in range(3000)], joins=[Join(id=f"other{number}") for number in range(3000)])
+    engine.arrive([Arrival(join=f"other{number}", index=0, task_id="t") for number in range(3000)])
+    engine.store([Record(task_id=f"r{number}", status="SUCCESS") for number in range(3000)])
+    if analyzed:
+        for table in tables:
+            engine._database.run(f"ANALYZE {{s}}.{table}")
+    before = scans()
+    for number in range(1, 20):
+        life(number)
+    assert scans() == before
+
+
+def test_workers_whose_batches_count_towards_the_same_joins_never_lock_each_other(engine: Any, url: str) -> None:
+    """Each batch has members of all joins, in an order of its own; nothing is tried again, since the server never has to end anybody."""
+    joins = [Join(id=f"j{number}", size=64, then=[message(f"body{number}", queue="bodies")]) for number in range(8)]
+    members = [message(f"m{index}-{one.id}", join=one.id, join_index=index) for index in range(64) for one in joins]
+    engine.publish(members, joins=joins)
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    deliveries = engine.reserve(["celery"], limit=1000, holder=HOLDER)
+    begin = threading.Barrier(4)
+    troubles: list[BaseException] = []
+
+    def settle(share: int) -> None:
+        worker = PostgreSQLEngine(url)
+        mine = deliveries[share::4]
+        random.Random(share).shuffle(mine)
+        begin.wait()
+        try:
+            for start in range(0, len(mine), 16):
+                batch = [
+                    (one, Arrival(join=one.message.join, index=one.message.join_index, task_id=one.id)) for one in mine[start : start + 16]
+                ]
+                assert worker.settle([done(one, arrival=arrival) for one, arrival in batch]) == []
+        except BaseException as trouble:
+            troubles.append(trouble)
+        finally:
+            worker.close()
+
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    before = engine._database.rows(deadlocks)
+    threads = [threading.Thread(target=settle, args=(share,)) for share in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+    assert troubles == []
+    assert sorted(one.id for one in engine.peek("bodies")) == [f"body{number}" for number in range(8)]
+    assert engine._database.rows(deadlocks) == before
+
+
+def test_an_older_schema_is_brought_up_to_date_without_waiting_for_anybody(engine: Any, url: str) -> None:
+    """An older program has a transaction open that has read and written what it has; it goes on, and so does the upgrade."""
+    engine.publish([message("m")])
+    tables = "joins, arrivals, thens, endings"
+    engine._database.run(f"DROP TABLE {', '.join('{s}.' + name for name in tables.split(', '))}")
+    engine._database.run("UPDATE {s}.version SET version = 1")
+    with engine._database.transaction() as run:
+        run("UPDATE {s}.messages SET priority = 5 WHERE id = 'm'")
+        run("SELECT record FROM {s}.results LIMIT 1")
+        newer = PostgreSQLEngine(url)
+        newer.publish([message("n")], joins=[Join(id="j", size=1)])
+        assert sorted(newer.joins(["j"])) == ["j"]
+        newer.close()
+    assert engine._database.rows("SELECT version FROM {s}.version") == [(len(schema.MIGRATIONS),)]
+    assert [one.id for one in engine.peek("celery")] == ["m", "n"]
 
 
 # -- trouble ----------------------------------------------------------------------------------------------------------------
