@@ -32,7 +32,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, assert_never
@@ -43,11 +43,13 @@ import msgspec
 
 from ..contracts.broker import Capabilities
 from ..contracts.inspect import Depth, Waiting
+from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
 from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import EngineCorrupt, EngineUnavailable, ImproperlyConfigured, NodeLost
-from ..core.message import Delivery, Holder, Lease, Message, Record, Revocation, Settlement, Verdict
+from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
+from . import sqlite_joins
 
 if TYPE_CHECKING:
     from ..contracts.engine import Engine
@@ -158,6 +160,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE revokes (id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
         "CREATE TABLE paused (queue TEXT PRIMARY KEY, by TEXT NOT NULL) WITHOUT ROWID",
     ),
+    sqlite_joins.SCHEMA,
 )
 """What leads from each version of the schema to the next."""
 
@@ -303,15 +306,19 @@ class SQLiteEngine:
 
     # -- the life of a message -----------------------------------------------------------------------------------
 
-    def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
+    def publish(self, messages: Sequence[Message], *, joins: Sequence[Join] = (), timeout_seconds: float | None = None) -> None:
         now = self._clock.time()
         rows = [_row(message, now) for message in messages]
+        opened = [sqlite_joins.join_row(join) for join in joins] if joins else ()
+        queues = {row[1] for row in rows}
         with _Transaction(self, timeout_seconds) as db:
+            for join in opened:
+                self._publish(db, sqlite_joins.open_join(db, join, now), now, queues)
             if len(rows) == 1:
                 db.execute(PUBLISH, rows[0])
             else:
                 db.executemany(PUBLISH, rows)
-        self._pipes.ring_queues({row[1] for row in rows})
+        self._pipes.ring_queues(queues)
 
     def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
         with _Transaction(self) as db:
@@ -445,17 +452,62 @@ class SQLiteEngine:
         return _Subscription(self, ids)
 
     def prune(self, limit: int = 1000) -> int:
-        """Also sweeps out what else is out of date: memories of revocations, letters, the pipes of processes that died."""
+        """Also sweeps out what else is out of date: joins, memories of revocations, letters, the pipes of processes that died."""
         with _Transaction(self) as db:
             now = self._clock.time()
             db.execute("DELETE FROM revokes WHERE until <= ?", (now,))
             self._throw_away_old_letters(db)
             pruned = 0
-            if self._result_expires is not None:
+            horizon = None if self._result_expires is None else now - self._result_expires
+            if horizon is not None:
                 db.execute(PRUNE_FUTURE, (now, limit))
-                pruned = db.execute(PRUNE, (now - self._result_expires, limit)).rowcount
+                pruned = db.execute(PRUNE, (horizon, limit)).rowcount
+            sqlite_joins.prune(db, now, horizon, limit)
         self._pipes.sweep()
         return pruned
+
+    # -- joins ---------------------------------------------------------------------------------------------------
+
+    def seal(self, id: str, size: int) -> None:
+        now = self._clock.time()
+        queues: set[str] = set()
+        with _Transaction(self) as db:
+            self._publish(db, sqlite_joins.seal(db, id, size, now), now, queues)
+        self._pipes.ring_queues(queues)
+
+    def joins(self, ids: Sequence[str]) -> dict[str, JoinState]:
+        rows = self._query_each(sqlite_joins.STATE, [(id,) for id in ids])
+        return {found[0][0]: sqlite_joins.state(found[0]) for found in rows if found}
+
+    def arrivals(self, id: str) -> list[Arrival]:
+        return sqlite_joins.arrivals_of(id, self._query(sqlite_joins.ARRIVALS, (id,)))
+
+    def arrive(
+        self,
+        arrivals: Sequence[Arrival],
+        *,
+        opens: Sequence[Join] = (),
+        enlarges: Mapping[str, int] | None = None,
+        seals: Mapping[str, int] | None = None,
+    ) -> list[Message]:
+        now = self._clock.time()
+        opened = [sqlite_joins.join_row(join) for join in opens]
+        then: list[Message] = []
+        with _Transaction(self) as db:
+            for join in opened:
+                then += sqlite_joins.open_join(db, join, now, again=True)
+            if enlarges and not (arrivals and sqlite_joins.has_arrived(db, arrivals[0])):
+                for id, more in enlarges.items():
+                    sqlite_joins.enlarge(db, id, more, now)
+            for id, size in (seals or {}).items():
+                then += sqlite_joins.seal(db, id, size, now, again=True)
+            for arrival in arrivals:
+                then += sqlite_joins.arrive_again(db, arrival, now)
+        return list({message.id: message for message in then}.values())
+
+    def leave(self, ids: Sequence[str]) -> None:
+        with _Transaction(self) as db:
+            sqlite_joins.leave(db, ids, self._clock.time())
 
     # -- what people see -----------------------------------------------------------------------------------------
 
@@ -614,17 +666,33 @@ class SQLiteEngine:
                 if prepared.records:
                     db.executemany(STORE, prepared.records)
                     effects.results = [row[0] for row in prepared.records]
+                if prepared.members:
+                    self._count(db, prepared.items, prepared.now, effects)
                 return effects
             # Somebody else holds one of them, and the count does not say which.
             db.execute("ROLLBACK")
             db.execute("BEGIN IMMEDIATE")
+        settled: list[_Item] = []
         for item in prepared.items:
-            if not self._settle_one(db, item, prepared.now, effects):
+            if self._settle_one(db, item, prepared.now, effects):
+                settled.append(item)
+            else:
                 effects.refused.append(item[0].id)
+        if prepared.members:
+            self._count(db, settled, prepared.now, effects)
         return effects
 
+    def _count(self, db: sqlite3.Connection, settled: Sequence[_Item], now: float, effects: _Effects) -> None:
+        """At the end of a settlement, when all of it has opened and enlarged: who arrives at a join, and who leaves one."""
+        arrivals = [item[0].arrival for item in settled if item[0].arrival is not None]
+        if arrivals:
+            self._publish(db, sqlite_joins.arrive(db, arrivals, now), now, effects.queues)
+        leaves = [item[0].leaves for item in settled if item[0].leaves is not None]
+        if leaves:
+            sqlite_joins.leave(db, leaves, now)
+
     def _settle_one(self, db: sqlite3.Connection, item: _Item, now: float, effects: _Effects) -> bool:
-        settlement, message_row, record_row, follow_up_rows = item
+        settlement, message_row, record_row, follow_up_rows, join_rows = item
         lease = settlement.lease
         if lease is not None:
             found = db.execute(FENCED, (settlement.id, lease.holder.node, lease.holder.process, lease.token)).fetchone()
@@ -635,10 +703,20 @@ class SQLiteEngine:
             self._move(db, settlement, message_row, found[0], found[1], now, effects)
         elif record_row is not None:
             effects.store(db, record_row)
+        for join in join_rows:
+            self._publish(db, sqlite_joins.open_join(db, join, now), now, effects.queues)
+        for id, more in settlement.enlarges.items():
+            sqlite_joins.enlarge(db, id, more, now)
         for row in follow_up_rows:
             db.execute(PUBLISH, row)
             effects.queues.add(row[1])
         return True
+
+    def _publish(self, db: sqlite3.Connection, messages: Iterable[Message], now: float, queues: set[str]) -> None:
+        for message in messages:
+            row = _row(message, now)
+            db.execute(PUBLISH, row)
+            queues.add(row[1])
 
     def _move(
         self,
@@ -692,16 +770,20 @@ class SQLiteEngine:
 
     def _end_revoked(self, db: sqlite3.Connection, n: int, revocation: bytes, now: float, effects: _Effects) -> None:
         db.execute("DELETE FROM messages WHERE n = ?", (n,))
-        record = _decode_revocation(revocation).record
+        self._conclude(db, _decode_revocation(revocation), now, effects)
+
+    def _conclude(self, db: sqlite3.Connection, revocation: Revocation, now: float, effects: _Effects) -> None:
+        record, arrival = revocation.record, revocation.arrival
         if record is not None:
             effects.store(db, (record.task_id, record.status, now, _encode(record)))
+        if arrival is not None:
+            self._publish(db, sqlite_joins.arrive(db, [arrival], now), now, effects.queues)
 
     def _revoke(self, db: sqlite3.Connection, revocation: Revocation, body: bytes, now: float, effects: _Effects) -> str:
         row = db.execute("SELECT n, state, node FROM messages WHERE id = ?", (revocation.id,)).fetchone()
         if row is not None and row[1] != LEASED:
             db.execute("DELETE FROM messages WHERE n = ?", (row[0],))
-            if revocation.record is not None:
-                effects.store(db, (revocation.record.task_id, revocation.record.status, now, _encode(revocation.record)))
+            self._conclude(db, revocation, now, effects)
             return "waiting"
         db.execute("INSERT OR REPLACE INTO revokes (id, until) VALUES (?, ?)", (revocation.id, now + self._revokes_expire_seconds))
         if row is None:
@@ -1071,7 +1153,7 @@ class _Transaction:
 
 _MessageRow = tuple[str, str, int, int, float, float | None, str, int, bytes]
 _RecordRow = tuple[str, str, float, bytes]
-_Item = tuple[Settlement, "_MessageRow | None", "_RecordRow | None", list["_MessageRow"]]
+_Item = tuple[Settlement, "_MessageRow | None", "_RecordRow | None", Sequence["_MessageRow"], Sequence[sqlite_joins.JoinRow]]
 
 
 class _Effects:
@@ -1093,7 +1175,7 @@ class _Effects:
 class _Prepared:
     """Settlements with everything encoded that they want stored, before anything is locked or changed."""
 
-    __slots__ = ("items", "now", "records", "removals")
+    __slots__ = ("items", "members", "now", "records", "removals")
 
     def __init__(self, settlements: Sequence[Settlement], now: float) -> None:
         self.now = now
@@ -1101,16 +1183,22 @@ class _Prepared:
         self.removals: list[tuple[Any, str, str, int, int]] | None = []
         """The fast path: all of them leave, and nothing follows."""
         self.records: list[_RecordRow] = []
+        self.members = False
+        """Whether anybody arrives at a join, or leaves one."""
         done = Verdict.DONE
         for settlement in settlements:
             record, message, lease = settlement.record, settlement.message, settlement.lease
             message_row = _row(message, now) if message is not None else None
             record_row = (record.task_id, record.status, now, _encode(record)) if record is not None else None
-            follow_ups = [_row(follow_up, now) for follow_up in settlement.follow_ups] if settlement.follow_ups else []
-            self.items.append((settlement, message_row, record_row, follow_ups))
+            follow_ups = [_row(follow_up, now) for follow_up in settlement.follow_ups] if settlement.follow_ups else ()
+            opens = [sqlite_joins.join_row(join) for join in settlement.opens] if settlement.opens else ()
+            self.items.append((settlement, message_row, record_row, follow_ups, opens))
+            if settlement.arrival is not None or settlement.leaves is not None:
+                self.members = True
             if self.removals is None:
                 continue
-            if settlement.verdict is done and lease is not None and settlement.receipt is not None and not follow_ups:
+            follows = follow_ups or opens or settlement.enlarges
+            if settlement.verdict is done and lease is not None and settlement.receipt is not None and not follows:
                 self.removals.append((settlement.receipt, settlement.id, lease.holder.node, lease.holder.process, lease.token))
                 if record_row is not None:
                     self.records.append(record_row)
