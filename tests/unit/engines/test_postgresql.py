@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -291,42 +290,29 @@ def test_a_message_of_a_workflow_reads_no_whole_table(engine: Any, analyzed: boo
     assert scans() == before
 
 
-def test_workers_whose_batches_count_towards_the_same_joins_never_lock_each_other(engine: Any, url: str) -> None:
-    """Each batch has members of all joins, in an order of its own; nothing is tried again, since the server never has to end anybody."""
-    joins = [Join(id=f"j{number}", size=64, then=[message(f"body{number}", queue="bodies")]) for number in range(8)]
-    members = [message(f"m{index}-{one.id}", join=one.id, join_index=index) for index in range(64) for one in joins]
-    engine.publish(members, joins=joins)
+def test_batches_that_count_towards_the_same_joins_lock_them_in_one_order(engine: Any, url: str) -> None:
+    """Whatever the order of the batch: who waits for the first join holds none of the others, so no two can wait for each other."""
+    import psycopg
+
+    joins = [Join(id=f"j{number}", size=1) for number in range(3)]
+    engine.publish([message(f"m{number}", join=f"j{number}") for number in range(3)], joins=joins)
     engine.register(Node(id="node", name="n"), lease_seconds=60)
-    deliveries = engine.reserve(["celery"], limit=1000, holder=HOLDER)
-    begin = threading.Barrier(4)
-    troubles: list[BaseException] = []
-
-    def settle(share: int) -> None:
-        worker = PostgreSQLEngine(url)
-        mine = deliveries[share::4]
-        random.Random(share).shuffle(mine)
-        begin.wait()
-        try:
-            for start in range(0, len(mine), 16):
-                batch = [
-                    (one, Arrival(join=one.message.join, index=one.message.join_index, task_id=one.id)) for one in mine[start : start + 16]
-                ]
-                assert worker.settle([done(one, arrival=arrival) for one, arrival in batch]) == []
-        except BaseException as trouble:
-            troubles.append(trouble)
-        finally:
-            worker.close()
-
-    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    before = engine._database.rows(deadlocks)
-    threads = [threading.Thread(target=settle, args=(share,)) for share in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(DEADLINE_SECONDS)
-    assert troubles == []
-    assert sorted(one.id for one in engine.peek("bodies")) == [f"body{number}" for number in range(8)]
-    assert engine._database.rows(deadlocks) == before
+    batch = [
+        done(one, arrival=Arrival(join=one.message.join, index=0, task_id=one.id))
+        for one in engine.reserve(["celery"], limit=3, holder=HOLDER)
+    ]
+    look = f"SELECT id FROM {engine._schema}.joins WHERE id = ANY (%s) FOR UPDATE NOWAIT"
+    refused: list[list[str]] = []
+    settling = threading.Thread(target=lambda: refused.append(engine.settle(batch[::-1])))
+    with psycopg.connect(url.partition("?")[0]) as first, psycopg.connect(url.partition("?")[0]) as others:
+        first.execute(look, [["j0"]])  # type: ignore[call-overload]
+        settling.start()
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+        until(lambda: others.execute(waiting, [f"%{engine._schema}.exchange%"]).fetchone() == (1,))
+        assert len(others.execute(look, [["j1", "j2"]]).fetchall()) == 2  # type: ignore[call-overload]
+    settling.join(DEADLINE_SECONDS)
+    assert refused == [[]]
+    assert [one.arrived for one in engine.joins(["j0", "j1", "j2"]).values()] == [1, 1, 1]
 
 
 def test_an_older_schema_is_brought_up_to_date_without_waiting_for_anybody(engine: Any, url: str) -> None:
