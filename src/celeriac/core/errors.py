@@ -59,6 +59,9 @@ class OperationalError(CeleriacError):
 class EngineUnavailable(OperationalError):
     """The engine cannot be reached or used right now; nothing was changed by the call that raised this."""
 
+    tried = True
+    """False: nothing was asked of the server, since the last tries have failed; to ask again at once is of no use."""
+
 
 class EngineCorrupt(EngineUnavailable):
     """The engine's data is damaged, of a newer version, or not ours. Waiting does not help."""

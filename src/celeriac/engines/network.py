@@ -38,9 +38,11 @@ class Breaker:
             return
         now = self._monotonic()
         if now < self._probe_at:
-            raise error(
+            refusal = error(
                 f"{self._trouble} (Not tried again now: the last {self._failures} tries failed, the next is in {self._probe_at - now:.1f} s.)"
             )
+            refusal.tried = False
+            raise refusal
         # Nobody else tries while this one does.
         self._probe_at = now + max(PROBE_SECONDS, deadline - now)
 

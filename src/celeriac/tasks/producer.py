@@ -322,7 +322,8 @@ class Producer:
     ) -> None:
         """→ the engine, all of them or none, with the joins that they are members of. When it returns, the engine holds them.
 
-        An engine that cannot be reached is tried again, as `task_publish_retry_policy` says, but never for longer than `broker_publish_timeout` in all.
+        An engine that cannot be reached is tried again, as `task_publish_retry_policy` says, but never for longer than `broker_publish_timeout` in all;
+        and not at all while it counts as away, after several failures: then this raises at once.
 
         Raises: EnqueueError: none of them is in any queue.
         """
@@ -362,7 +363,7 @@ class Producer:
         attempts = policy["max_retries"]
         pause = float(policy["interval_start"] or 0)
         tries = 0
-        while retry and not isinstance(problem, EngineCorrupt) and (attempts is None or tries < attempts):
+        while retry and _is_worth_another_try(problem) and (attempts is None or tries < attempts):
             left = self._publish_timeout_seconds - (time.monotonic() - started) - pause
             if left <= 0:
                 break
@@ -390,6 +391,10 @@ class Producer:
             task_name=first.task,
             task_id=first.id,
         )
+
+
+def _is_worth_another_try(problem: Exception) -> bool:
+    return not isinstance(problem, EngineCorrupt) and getattr(problem, "tried", True)
 
 
 _PUBLISH_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}

@@ -35,8 +35,11 @@ def broken(seconds: Seconds) -> Breaker:
 
 def test_calls_fail_at_once_after_some_failures_and_say_the_last_one(seconds: Seconds) -> None:
     breaker = broken(seconds)
-    with pytest.raises(EngineUnavailable, match=r"Trouble 2\. \(Not tried again now: the last 3 tries failed, the next is in 1\.0 s\.\)"):
+    with pytest.raises(
+        EngineUnavailable, match=r"Trouble 2\. \(Not tried again now: the last 3 tries failed, the next is in 1\.0 s\.\)"
+    ) as caught:
         breaker.check(seconds.now + 5)
+    assert not caught.value.tried
 
 
 def test_one_call_is_let_through_to_try_and_nobody_else_while_it_does(seconds: Seconds) -> None:

@@ -16,6 +16,7 @@ from celeriac.core import events
 from celeriac.core.errors import EngineCorrupt, EngineUnavailable, EnqueueError, Retry
 from celeriac.core.message import Message
 from celeriac.core.serialize import decode_body
+from celeriac.engines.network import FAILURES, Breaker
 from celeriac.tasks.producer import Producer, safe_url, short_repr
 from celeriac.tasks.request import Request
 
@@ -78,6 +79,38 @@ def test_p8_an_engine_that_does_not_answer_gets_all_tries_in_one_timeout(app: Ce
     with pytest.raises(EnqueueError):
         f.delay()
     assert time.monotonic() - started < 0.4
+
+
+@pytest.mark.promise(8)
+def test_p8_an_engine_that_counts_as_away_is_not_waited_for(app: Celeriac, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Guarded(Unreliable):
+        breaker = Breaker()
+
+        def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
+            self.breaker.check(time.monotonic() + 1)
+            try:
+                super().publish(messages, timeout_seconds=timeout_seconds)
+            except EngineUnavailable as problem:
+                self.breaker.failed(str(problem))
+                raise
+
+    @app.task
+    def f() -> None: ...
+
+    broker = Guarded(refusals=1000)
+    producer_for(app, broker)
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with pytest.raises(EnqueueError):
+        f.delay()
+    assert len(broker.timeouts) == FAILURES
+    assert pauses
+    for _ in range(5):
+        pauses.clear()
+        with pytest.raises(EnqueueError, match="Not tried again now"):
+            f.delay()
+        assert not pauses
+    assert len(broker.timeouts) == FAILURES
 
 
 @pytest.mark.promise(8)
