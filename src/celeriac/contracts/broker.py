@@ -35,6 +35,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """It is a ResultBackend too, and `settle` stores the record in the same step as all the rest."""
     joins: bool = True
     """It keeps joins, and counts them in the step that settles. Where it does not, the result backend keeps them."""
+    schedules: bool = False
+    """It keeps schedules (`engine.schedules`, see contracts/schedules.py), and fires them in the step that publishes."""
     processes: bool = True
     """Several processes can share it."""
     durable: bool = True

@@ -35,6 +35,7 @@ from ..core.states import READY_STATES
 if TYPE_CHECKING:
     from ..contracts.engine import Engine
     from ..contracts.results import Subscription
+    from ..contracts.schedules import Schedules
 
 LETTER_SECONDS = 60.0
 """How long a letter waits for its reader."""
@@ -144,7 +145,7 @@ _named: WeakValueDictionary[str, _Storage] = WeakValueDictionary()
 class MemoryEngine:
     """The engine of `memory://`."""
 
-    capabilities = Capabilities(engine="memory", processes=False, durable=False)
+    capabilities = Capabilities(engine="memory", schedules=True, processes=False, durable=False)
 
     def __init__(
         self,
@@ -161,6 +162,16 @@ class MemoryEngine:
         self._revokes_expire_seconds = revokes_expire_seconds
         name = unquote(url.partition("://")[2]).strip("/")
         self._storage = _named.setdefault(name, _Storage()) if name else _Storage()
+        self._schedules: Schedules | None = None
+
+    @property
+    def schedules(self) -> Schedules:
+        """Where schedules are kept, under the same lock."""
+        if self._schedules is None:
+            from .schedules.memory import MemorySchedules
+
+            self._schedules = MemorySchedules(self)
+        return self._schedules
 
     # -- the life of a message -----------------------------------------------------------------------------------
 

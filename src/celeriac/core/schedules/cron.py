@@ -363,7 +363,8 @@ class crontab(BaseSchedule):
     def to_string(self) -> str:
         """As a cron string: five fields."""
         minute, hour, day_of_week, day_of_month, month_of_year = (
-            spec if isinstance(spec, str) else ",".join(map(str, [spec] if isinstance(spec, int) else spec)) for spec in self._given
+            spec if isinstance(spec, str) else ",".join(map(str, [spec] if isinstance(spec, int) else _in_order(spec)))
+            for spec in self._given
         )
         return " ".join(field.replace(" ", "") for field in (minute, hour, day_of_month, month_of_year, day_of_week))
 
@@ -388,6 +389,11 @@ class crontab(BaseSchedule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         BaseSchedule.__init__(self, **state)
+
+
+def _in_order(values: Iterable[int | str]) -> Iterable[int | str]:
+    """A set of words has another order in each process."""
+    return sorted(values, key=str) if isinstance(values, set | frozenset) else values
 
 
 # Tens of thousands of entries share a few hundred different fields, and hold each of them once.

@@ -30,6 +30,7 @@ pytest.register_assert_rewrite(
             "publishing",
             "results",
             "revoking",
+            "schedules",
             "settling",
             "waiting",
         )
@@ -47,12 +48,26 @@ from .processes import Processes  # noqa: E402
 from .publishing import Publishing  # noqa: E402
 from .results import Results  # noqa: E402
 from .revoking import Revoking  # noqa: E402
+from .schedules import Scheduling  # noqa: E402
 from .settling import Settling  # noqa: E402
 from .waiting import WaitingForWork  # noqa: E402
 
 
 class EngineContract(
-    Publishing, Ordering, Leases, Settling, Revoking, Joins, Inspection, WaitingForWork, Mailboxes, Results, Faults, JoinFaults, Processes
+    Publishing,
+    Ordering,
+    Leases,
+    Settling,
+    Revoking,
+    Joins,
+    Scheduling,
+    Inspection,
+    WaitingForWork,
+    Mailboxes,
+    Results,
+    Faults,
+    JoinFaults,
+    Processes,
 ):
     """All of it."""
 
