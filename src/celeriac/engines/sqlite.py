@@ -50,10 +50,12 @@ from ..core.errors import EngineCorrupt, EngineUnavailable, ImproperlyConfigured
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
 from . import sqlite_joins
+from .schedules.sqlite_schema import SCHEMA as SCHEDULES
 
 if TYPE_CHECKING:
     from ..contracts.engine import Engine
     from ..contracts.results import Subscription
+    from ..contracts.schedules import Schedules
 
 # -- settings ----------------------------------------------------------------------------------------------------
 
@@ -161,6 +163,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE paused (queue TEXT PRIMARY KEY, by TEXT NOT NULL) WITHOUT ROWID",
     ),
     sqlite_joins.SCHEMA,
+    SCHEDULES,
 )
 """What leads from each version of the schema to the next."""
 
@@ -276,7 +279,7 @@ class SQLiteEngine:
     They may stand in the URL's query too.
     """
 
-    capabilities = Capabilities(engine="sqlite")
+    capabilities = Capabilities(engine="sqlite", schedules=True)
 
     def __init__(
         self,
@@ -302,7 +305,17 @@ class SQLiteEngine:
         self._lock_fd = -1
         self._unusable = ""
         self._commits = 0
+        self._schedules: Schedules | None = None
         _engines.add(self)
+
+    @property
+    def schedules(self) -> Schedules:
+        """Where schedules are kept, in the same file and the same transactions."""
+        if self._schedules is None:
+            from .schedules.sqlite import SQLiteSchedules
+
+            self._schedules = SQLiteSchedules(self)
+        return self._schedules
 
     # -- the life of a message -----------------------------------------------------------------------------------
 

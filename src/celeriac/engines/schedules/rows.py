@@ -28,7 +28,7 @@ LINE = ("entry", "planned_at", "outcome", "due_at", "fired_at", "message_id", "w
 
 def definition(entry: Entry) -> tuple[str, ...]:
     """The values of the columns `DEFINITION`, all of them text."""
-    told = msgspec.to_builtins(entry)
+    told = msgspec.json.decode(_encode(entry))
     policy = {name: told[name] for name in _POLICY_FIELDS if name in told}
     return (
         entry.name,
