@@ -58,6 +58,17 @@ class Server:
                 shutil.chown(path, self._user()[0])
         self._run([_program("initdb"), "-D", str(self.data), "-U", "celeriac", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"])
 
+    def replicate(self, directory: Path) -> Server:
+        """A standby that follows this one; not started yet. It is its `synchronous_standby_names` by the name `standby`."""
+        standby = Server(directory, options={**self.options, "port": str(free_port()), "unix_socket_directories": str(directory)})
+        standby.port = int(standby.options["port"])
+        directory.chmod(0o755)
+        if os.geteuid() == 0:
+            shutil.chown(directory, self._user()[0])
+        source = f"host=127.0.0.1 port={self.port} user=celeriac application_name=standby"
+        self._run([_program("pg_basebackup"), "-d", source, "-D", str(standby.data), "-R", "-X", "stream", "-c", "fast", "--no-sync"])
+        return standby
+
     def start(self) -> None:
         command = [_program("postgres"), "-D", str(self.data)]
         for name, value in self.options.items():
