@@ -454,7 +454,7 @@ class Scheduling(EngineTests):
             pytest.skip("this engine keeps no schedules")
         return engine, schedules_of(engine)
 
-    def check_all_fired_once(self, engine: Engine, store: Schedules, start_at: float, rounds: int) -> None:
+    def check_all_were_fired_once(self, engine: Engine, store: Schedules, start_at: float, rounds: int) -> None:
         lines = store.history(limit=100_000)
         assert [key for key, times in Counter((line.entry, line.planned_at) for line in lines).items() if times > 1] == []
         assert len(lines) == ENTRIES * rounds
@@ -476,7 +476,7 @@ class Scheduling(EngineTests):
             return fire_all(engines[number % 3], start_at + ROUNDS - 1)
 
         refused = sum(done.result(DEADLINE_SECONDS) for done in [threads.submit(beat, number) for number in range(6)])
-        self.check_all_fired_once(engine, store, start_at, ROUNDS)
+        self.check_all_were_fired_once(engine, store, start_at, ROUNDS)
         assert sum(line.suppressed for line in store.history(limit=100_000)) == refused
         for opened in engines:
             opened.close()
@@ -495,7 +495,7 @@ class Scheduling(EngineTests):
             for reader, _ in pipes:
                 assert reader.poll(DEADLINE_SECONDS * 2), "a process does not come to its end"
                 reader.recv()
-        self.check_all_fired_once(engine, store, start_at, ROUNDS)
+        self.check_all_were_fired_once(engine, store, start_at, ROUNDS)
         engine.close()
 
     def test_killed_while_firing(self, make_engine: EngineMaker) -> None:
@@ -513,13 +513,14 @@ class Scheduling(EngineTests):
             with running(children):
                 writer.close()
                 kill_after_some(children[0], reader, dice)
-            self.check_each_is_whole(engine, store, start_at)
+            make_engine.after_kill()
+            self.check_each_firing_is_whole(engine, store, start_at)
         rounds = 1 + int(max(found.planned_at or 0 for found in store.entries()) - start_at)
         fire_all(engine, start_at + rounds - 1)
-        self.check_all_fired_once(engine, store, start_at, rounds)
+        self.check_all_were_fired_once(engine, store, start_at, rounds)
         engine.close()
 
-    def check_each_is_whole(self, engine: Engine, store: Schedules, start_at: float) -> None:
+    def check_each_firing_is_whole(self, engine: Engine, store: Schedules, start_at: float) -> None:
         sent = Counter(line.entry for line in store.history(limit=1_000_000))
         published = Counter(waiting.id.partition("@")[0] for waiting in engine.peek("celery", limit=1_000_000))
         assert sent == published
