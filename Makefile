@@ -26,7 +26,7 @@ test: $(READY) ## style, types, imports, and all tests with the short fault runs
 check: $(READY) ## style, types and the direction of imports
 	@scripts/check
 
-bench: $(READY) ## speed, against Celery and against raw sqlite3
+bench: $(READY) ## speed, beside its peers, on every engine (some minutes)
 	@scripts/bench
 
 chaos: $(READY) ## the long fault runs

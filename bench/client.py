@@ -2,65 +2,105 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import workload
 
 Answer = dict[str, Any]
 PATIENCE_SECONDS = 120.0
+LOOK_EVERY = 20
+"""A producer looks at how many are waiting after so many calls."""
+
+peer: Any = importlib.import_module(f".peers.{os.environ['BENCH_SIDE']}", __package__)
+
+
+def sender(name: str) -> Callable[..., Any]:
+    """What sends this task, and returns a handle."""
+    if hasattr(peer, "many"):
+        return lambda *arguments: peer.many(name, [arguments])[0]
+    send: Callable[..., Any] = getattr(peer, name)
+    return send
+
+
+def send_many(name: str, arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+    if hasattr(peer, "many"):
+        handles: list[Any] = peer.many(name, arguments)
+        return handles
+    send = getattr(peer, name)
+    return [send(*some) for some in arguments]
+
+
+def wait(handle: Any) -> Any:
+    return peer.value(handle, PATIENCE_SECONDS)
 
 
 def ready() -> Answer:
     """Returns when the worker has run tasks in both of its processes, or has had ample time to."""
-    workload.stamp.delay().get(timeout=PATIENCE_SECONDS)
-    deadline = time.monotonic() + 5
+    wait(sender("stamp")())
     seen: set[int] = set()
-    while len(seen) < 2 and time.monotonic() < deadline:
-        seen.update(result.get(timeout=PATIENCE_SECONDS) for result in [workload.pid.delay() for _ in range(20)])
+    deadline = time.monotonic() + 5
+    while len(seen) < 2 and time.monotonic() < deadline and hasattr(peer, "pid"):
+        seen.update(wait(handle) for handle in send_many("pid", [()] * 20))
     return {"pids": sorted(seen)}
 
 
-def publish(count: str, warm_up: str = "0") -> Answer:
-    """Calls `add.delay(2, 2)` in a plain loop. The sample of ids that it names is checked by `verify` afterwards."""
+def publish(count: str, warm_up: str = "0", name: str = "add") -> Answer:
+    """Sends `add(2, 2)` in a plain loop. The sample of handles that it names is checked by `verify` afterwards."""
+    arguments = (2, 2) if name == "add" else ()
     for _ in range(int(warm_up)):
-        workload.add.delay(2, 2)
+        sender(name)(*arguments)
     total = int(count)
     every = max(1, total // 100)
-    ids: list[str] = []
-    delay = workload.add.delay
-    started = time.perf_counter()
-    for number in range(total):
-        result = delay(2, 2)
-        if number % every == 0 or number >= total - 100:
-            ids.append(result.id)
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "per_call_us": seconds / total * 1e6, "ids": ids}
+    sample: list[Any] = []
+    if hasattr(peer, "many"):
+        started = time.perf_counter()
+        handles = peer.many(name, [arguments] * total)
+        seconds = time.perf_counter() - started
+        sample = handles[::every] + handles[-100:]
+    else:
+        send = getattr(peer, name)
+        started = time.perf_counter()
+        for number in range(total):
+            handle = send(*arguments)
+            if number % every == 0 or number >= total - 100:
+                sample.append(handle)
+        seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "per_call_us": seconds / total * 1e6,
+        "sample": [peer.key(handle) for handle in sample] if hasattr(peer, "key") else [],
+    }
 
 
-def verify(*ids: str) -> Answer:
+def verify(*keys: str) -> Answer:
     """Every one of these results is there and right; else an error."""
-    for task_id in ids:
-        value = workload.app.AsyncResult(task_id).get(timeout=PATIENCE_SECONDS)
+    for key in keys:
+        value = wait(peer.find(key))
         if value != 4:
-            raise SystemExit(f"the result of {task_id} is {value!r}, not 4")
-    return {"verified": len(ids)}
+            raise SystemExit(f"the result of {key} is {value!r}, not 4")
+    return {"verified": len(keys)}
 
 
-def produce(seconds: str) -> Answer:
-    """Sends flat out for so long, and counts each message once it is sent."""
-    delay, count_sent = workload.add.delay, workload.count_sent
-    delay(2, 2)
+def produce(seconds: str, most: str) -> Answer:
+    """Sends flat out for so long, while fewer than `most` messages of all producers together wait for their start."""
+    send, most_waiting = sender("timed"), int(most)
+    counters, count_sent = workload.counters, workload.count_sent
+    sent = 0
     started = time.perf_counter()
     deadline = started + float(seconds)
-    sent = 0
     while time.perf_counter() < deadline:
-        delay(2, 2)
+        if sent % LOOK_EVERY == 0:
+            while counters.waiting() > most_waiting and time.perf_counter() < deadline:
+                time.sleep(0.001)
         count_sent()
+        send(time.monotonic_ns())
         sent += 1
     return {"sent": sent, "seconds": time.perf_counter() - started}
 
@@ -68,25 +108,25 @@ def produce(seconds: str) -> Answer:
 def publish_later(count: str, seconds: str) -> Answer:
     """Sends tasks that are due only in so many seconds."""
     total, countdown = int(count), float(seconds)
-    apply_async = workload.add.apply_async
     started = time.perf_counter()
     for _ in range(total):
-        apply_async((2, 2), countdown=countdown)
+        peer.later((2, 2), countdown=countdown)
     return {"seconds": time.perf_counter() - started, "per_call_us": (time.perf_counter() - started) / total * 1e6}
 
 
 def latency(count: str) -> Answer:
     """One call at a time, with pauses between them in which the worker falls idle again; then one after another without pauses."""
     randomness = random.Random(7)
+    stamp = sender("stamp")
     for _ in range(30):
-        workload.stamp.delay().get(timeout=PATIENCE_SECONDS)
+        wait(stamp())
     start_ms, result_ms, call_us = [], [], []
     for _ in range(int(count)):
         time.sleep(randomness.uniform(0.003, 0.020))
         called = time.monotonic_ns()
-        result = workload.stamp.delay()
+        handle = stamp()
         sent = time.monotonic_ns()
-        started = result.get(timeout=PATIENCE_SECONDS)
+        started = wait(handle)
         in_hand = time.monotonic_ns()
         start_ms.append((started - called) / 1e6)
         result_ms.append((in_hand - called) / 1e6)
@@ -94,7 +134,7 @@ def latency(count: str) -> Answer:
     at_once_start_ms, at_once_ms = [], []
     for _ in range(int(count)):
         called = time.monotonic_ns()
-        started = workload.stamp.delay().get(timeout=PATIENCE_SECONDS)
+        started = wait(stamp())
         at_once_start_ms.append((started - called) / 1e6)
         at_once_ms.append((time.monotonic_ns() - called) / 1e6)
     return {
@@ -103,51 +143,47 @@ def latency(count: str) -> Answer:
         "call_us": call_us,
         "at_once_start_ms": at_once_start_ms,
         "at_once_ms": at_once_ms,
+        "has_results": hasattr(peer, "find"),
     }
 
 
 def fairness_idle() -> Answer:
     """A task of 1 s, then 40 short ones, to an idle worker: how long the unluckiest waits for its start."""
-    for result in [workload.stamp.delay() for _ in range(100)]:
-        result.get(timeout=PATIENCE_SECONDS)
+    for handle in send_many("stamp", [()] * 100):
+        wait(handle)
     time.sleep(0.3)
-    long = workload.nap.delay(1.0)
+    long = sender("nap")(1.0)
     short = []
     for _ in range(40):
         called = time.monotonic_ns()
-        short.append((called, workload.stamp.delay()))
-    waited = [(result.get(timeout=PATIENCE_SECONDS) - called) / 1e6 for called, result in short]
-    long.get(timeout=PATIENCE_SECONDS)
+        short.append((called, sender("stamp")()))
+    waited = [(wait(handle) - called) / 1e6 for called, handle in short]
+    wait(long)
     return {"worst_ms": max(waited)}
 
 
 def fairness_load() -> Answer:
     """Fills the queue before a worker is there: short tasks, the long one, 40 short ones. The worker meets the long one in the middle of its stride."""
-    for _ in range(400):
-        workload.stamp.delay()
-    long = workload.nap.delay(1.0)
-    return {"long": long.id, "short": [workload.stamp.delay().id for _ in range(40)]}
+    send_many("stamp", [()] * 400)
+    long = sender("nap")(1.0)
+    return {"long": peer.key(long), "short": [peer.key(handle) for handle in send_many("stamp", [()] * 40)]}
 
 
 def fairness_collect(long: str, *short: str) -> Answer:
     """How long after the long task's start the unluckiest of those behind it started."""
-
-    def started(task_id: str) -> int:
-        value: int = workload.app.AsyncResult(task_id).get(timeout=PATIENCE_SECONDS)
-        return value
-
-    begin = started(long)
-    return {"worst_ms": max((started(task_id) - begin) / 1e6 for task_id in short)}
+    begin = wait(peer.find(long))
+    return {"worst_ms": max((wait(peer.find(key)) - begin) / 1e6 for key in short)}
 
 
 def sizes() -> Answer:
     """How many bytes Celeriac stores for one message and one record of `add`; for the raw limit. Only where a worker has run."""
     import msgspec
 
-    result = workload.add.delay(2, 2)
-    result.get(timeout=PATIENCE_SECONDS)
-    message = workload.app.producer.message("bench.add", (2, 2), {}, task=workload.add, options={}, parent=None)
-    record = workload.app.backend.fetch([result.id])[result.id]
+    result = peer.add(2, 2)
+    wait(result)
+    task = peer.app.tasks["bench.add"]
+    message = peer.app.producer.message("bench.add", (2, 2), {}, task=task, options={}, parent=None)
+    record = peer.app.backend.fetch([result.id])[result.id]
     return {"message": len(msgspec.json.encode(message)), "record": len(msgspec.json.encode(record))}
 
 

@@ -15,8 +15,10 @@ Birth = tuple[int, str]
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own (Ctrl-C reaches the bench alone, which then stops it). Its children end with it."""
+def running(
+    command: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path, end: signal.Signals = signal.SIGTERM
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own (Ctrl-C reaches the bench alone, which then stops it, by `end`). Its children end with it."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -24,14 +26,14 @@ def running(command: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: P
     try:
         yield process
     finally:
-        stop(process)
+        stop(process, end)
 
 
-def stop(process: subprocess.Popen[bytes], *, patience_seconds: float = 10.0) -> None:
-    """TERM first; KILL for what is still there after `patience_seconds`, children included."""
+def stop(process: subprocess.Popen[bytes], end: signal.Signals = signal.SIGTERM, *, patience_seconds: float = 5.0) -> None:
+    """`end` first; KILL for what is still there after `patience_seconds`, children included."""
     family = [(pid, birth) for pid in tree(process.pid) if (birth := born(pid))]
     if process.poll() is None:
-        process.terminate()
+        process.send_signal(end)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(patience_seconds)
     for pid, birth in family:

@@ -1,65 +1,121 @@
-"""The two sides of the comparison, each as its own documentation would start it, and what they need: a virtual environment, a Redis server."""
+"""Who is measured: Celeriac and its peers, each as its own documentation would start it, in a virtual environment of its own."""
 
 from __future__ import annotations
 
-import array
 import contextlib
 import json
-import mmap
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .processes import running, wait_until
+from . import counting
+from .counting import Counts
+from .processes import cpu_seconds, running
+from .servers import Server, Unavailable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOME = REPOSITORY / ".bench"
-CELERY_PACKAGES = ["celery[redis]==5.7.*", "packaging"]
-"""`packaging` is imported by kombu's Redis transport without being named among its requirements."""
 
 
 class BenchError(Exception):
-    """The measurement cannot go on; the message says why and what to do."""
+    """A measurement cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One system, and how its worker of two processes is started."""
+
+    name: str
+    """Of its module in `bench/peers`, and for `--sides`."""
+    title: str
+    packages: tuple[str, ...] = ()
+    """What its virtual environment holds; the first one is the system itself. Celeriac has none: it runs from this checkout."""
+    worker: tuple[str, ...]
+    """After `python -m`: two processes, logging warnings. `{broker}` stands for its URL."""
+    workers: int = 1
+    """How many of them make two processes."""
+    io_worker: tuple[str, ...] = ()
+    """One process, in which 500 coroutines run at once; () where there is no such thing."""
+    environment: tuple[tuple[str, str], ...] = ()
+    prepare: tuple[str, ...] = ()
+    """After `python -m`: run once on an empty broker."""
+    later: bool = False
+    """It can send tasks for later, and sleep in one: for `eta` and `fairness`."""
+    python: str = sys.executable
+    version: str = ""
+
+    def ready(self, say: Callable[[str], None]) -> Side:
+        """The same, with its virtual environment made and its version known. Raises Unavailable."""
+        if not self.packages:
+            return replace(self, version=_celeriac_version())
+        home = HOME / self.name
+        python = str(home / "bin" / "python")
+        done = home / ".packages"
+        wanted = "\n".join(self.packages)
+        if not done.exists() or done.read_text() != wanted:
+            say(f"Installing {' '.join(self.packages)} into {home.relative_to(REPOSITORY)} …")
+            shutil.rmtree(home, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+            pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.packages]
+            installed = subprocess.run(pip, capture_output=True, text=True, check=False)
+            if installed.returncode != 0:
+                raise Unavailable(f"{self.title} could not be installed: {installed.stderr.strip().splitlines()[-1]}")
+            done.write_text(wanted)
+        ask = f"import importlib.metadata as m; print(m.version({self.name!r}))"
+        answer = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            raise Unavailable(f"{self.title} does not run from {home.relative_to(REPOSITORY)}; remove that directory to make it anew")
+        return replace(self, python=python, version=answer.stdout.strip())
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One of the two systems."""
+class Place:
+    """Where a side keeps messages and results: on servers, or (SQLite) in a file of each measurement's own."""
 
-    name: str
     title: str
-    python: str
-    redis_port: int | None = None
+    broker: Server | None = None
+    backend: Server | None = None
 
-    @contextlib.contextmanager
-    def fresh(self, directory: Path) -> Iterator[Site]:
-        """An empty broker, empty results, counters at zero."""
-        directory.mkdir(parents=True)
-        if self.redis_port is not None:
-            redis_command(self.redis_port, "FLUSHALL")
-            broker, backend = f"redis://127.0.0.1:{self.redis_port}/0", f"redis://127.0.0.1:{self.redis_port}/1"
-        else:
-            broker = backend = f"sqlite:///{directory / 'bench.db'}"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "CELERIAC_"))}
-        environment |= {
-            "BENCH_SIDE": self.name,
-            "BENCH_BROKER": broker,
-            "BENCH_BACKEND": backend,
-            "BENCH_COUNTERS": str(directory / "counters"),
-            "PYTHONPATH": os.pathsep.join([str(REPOSITORY)] + ([str(REPOSITORY / "src")] if self.redis_port is None else [])),
-            "PYTHONDONTWRITEBYTECODE": "",
-        }
-        (directory / "counters").write_bytes(bytes(2 * 4096 * 8))
-        try:
-            yield Site(self, directory, environment)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+    def urls(self, directory: Path) -> tuple[str, str]:
+        if self.broker is None:
+            return (f"sqlite:///{directory / 'bench.db'}",) * 2
+        return self.broker.url(), (self.backend or self.broker).backend_url()
+
+    def servers(self) -> list[Server]:
+        return list({server.pid: server for server in (self.broker, self.backend) if server is not None}.values())
+
+
+@contextlib.contextmanager
+def fresh(side: Side, place: Place, directory: Path, figure: str) -> Iterator[Site]:
+    """An empty broker, empty results, counters at zero."""
+    directory.mkdir(parents=True)
+    for server in place.servers():
+        server.empty()
+    broker, backend = place.urls(directory)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "CELERIAC_"))}
+    environment |= {
+        "BENCH_SIDE": side.name,
+        "BENCH_FIGURE": figure,
+        "BENCH_BROKER": broker,
+        "BENCH_BACKEND": backend,
+        "BENCH_COUNTERS": str(directory / "counters"),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *([] if side.packages else [str(REPOSITORY / "src")])]),
+        "PYTHONDONTWRITEBYTECODE": "",
+        **dict(side.environment),
+    }
+    counting.create(directory / "counters")
+    try:
+        site = Site(side, place, directory, environment)
+        if side.prepare:
+            site.run(side.prepare)
+        yield site
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +123,35 @@ class Site:
     """One side with a broker of its own, for one measurement."""
 
     side: Side
+    place: Place
     directory: Path
     environment: dict[str, str]
 
     @contextlib.contextmanager
-    def worker(self) -> Iterator[int]:
-        """A worker of two processes, everything else at its defaults, logging warnings. Gives the process id of its head."""
-        command = [self.side.python, "-m", self.side.name, "-A", "bench.workload", "worker", "-c", "2", "-l", "WARNING"]
+    def worker(self, *, io: bool = False) -> Iterator[Workers]:
+        """A worker of two processes (`io`: of one), everything else at its defaults, logging warnings."""
         log = self.directory / "worker.log"
-        with running(command, env=self.environment, log=log, cwd=self.directory) as process:
+        words = self.side.io_worker if io else self.side.worker
+        command = [self.side.python, "-m", *(word.format(broker=self.environment["BENCH_BROKER"]) for word in words)]
+        environment = self.environment | ({"BENCH_CONCURRENCY": "500"} if io else {})
+        with contextlib.ExitStack() as stack:
+            heads = [
+                stack.enter_context(running(command, env=environment, log=log, cwd=self.directory)).pid
+                for _ in range(1 if io else self.side.workers)
+            ]
             try:
-                yield process.pid
+                yield Workers(heads)
             except BenchError as problem:
                 tail = log.read_text(errors="replace")[-2000:]
                 raise BenchError(f"{problem}\nThe end of the {self.side.name} worker's log:\n{tail}") from problem
+
+    def run(self, module: tuple[str, ...]) -> None:
+        """Runs `python -m …` of this side to its end."""
+        done = subprocess.run(
+            [self.side.python, "-m", *module], env=self.environment, cwd=self.directory, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise BenchError(f"{self.side.name}: {' '.join(module)} failed:\n{done.stderr[-2000:]}")
 
     def ask(self, *arguments: str, timeout_seconds: float = 600.0) -> dict[str, Any]:
         """Runs one command of `bench.client` in this side's interpreter, to its end."""
@@ -90,9 +161,8 @@ class Site:
     @contextlib.contextmanager
     def asking(self, *arguments: str) -> Iterator[Callable[[float], dict[str, Any]]]:
         """The same, while other things go on: gives a function that waits for the answer."""
-        command = [self.side.python, "-m", "bench.client", *arguments]
         process = subprocess.Popen(
-            command,
+            [self.side.python, "-m", "bench.client", *arguments],
             env=self.environment,
             cwd=self.directory,
             stdout=subprocess.PIPE,
@@ -118,17 +188,33 @@ class Site:
                 process.kill()
             process.communicate()
 
-    def counts(self) -> tuple[int, int]:
-        """How many tasks have started, and how many messages the producer has sent."""
-        with (self.directory / "counters").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as counters:
-            cells = array.array("Q", bytes(counters))
-        return sum(cells[:4096]), sum(cells[4096:])
+    def counts(self, *, waited: bool = False) -> Counts:
+        return Counts.read(self.directory / "counters", waited=waited)
+
+    def server_cpu_seconds(self) -> float:
+        return sum(cpu_seconds(server.pid) for server in self.place.servers())
+
+    def server_numbers(self) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for server in self.place.servers():
+            numbers |= server.numbers()
+        return numbers
 
 
-def celeriac() -> Side:
-    """Celeriac from this checkout, in the interpreter that runs the bench."""
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The heads of what `Site.worker` has started."""
+
+    heads: list[int]
+
+    def measured(self, read: Callable[[int], float]) -> float:
+        """A number of each head and all that descend from it, added up."""
+        return sum(read(head) for head in self.heads)
+
+
+def _celeriac_version() -> str:
     check = subprocess.run(
-        [sys.executable, "-c", "from celeriac import Celeriac; import celeriac.cli.main"],
+        [sys.executable, "-c", "import celeriac.cli.main, celeriac; print(celeriac.__version__)"],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")},
         capture_output=True,
         text=True,
@@ -136,71 +222,68 @@ def celeriac() -> Side:
     )
     if check.returncode != 0:
         raise BenchError(f"{sys.executable} cannot import celeriac; use the project's virtual environment.\n{check.stderr[-1500:]}")
-    return Side("celeriac", "Celeriac on SQLite", sys.executable)
+    return check.stdout.strip()
 
 
-def celery(redis_port: int) -> Side:
-    """Celery 5.7 from its own virtual environment, which is made at the first run and kept."""
-    home = HOME / "celery"
-    python = home / "bin" / "python"
-    probe = [str(python), "-c", "import celery, redis, packaging; assert celery.__version__.startswith('5.7.')"]
-    if not python.exists() or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        print(f"Installing {' and '.join(CELERY_PACKAGES)} into {home.relative_to(REPOSITORY)} …", flush=True)
-        shutil.rmtree(home, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        installed = subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *CELERY_PACKAGES],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if installed.returncode != 0:
-            raise BenchError(f"Celery could not be installed:\n{installed.stderr[-1500:]}")
-    return Side("celery", "Celery 5.7 on Redis", str(python), redis_port)
-
-
-@contextlib.contextmanager
-def redis_server(directory: Path) -> Iterator[int]:
-    """A Redis of our own on a free port of the loopback interface, without persistence (which is the fastest it can be). Gives the port."""
-    program = shutil.which("redis-server") or install_redis()
-    directory.mkdir(parents=True)
-    port = free_port()
-    command = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory), "--save", "", "--appendonly", "no"]
-    with running(command, env=os.environ, log=directory / "redis.log", cwd=directory):
-        if not wait_until(lambda: answers(port), timeout_seconds=10.0):
-            raise BenchError(f"redis-server does not answer on port {port}:\n{(directory / 'redis.log').read_text()[-1000:]}")
-        yield port
-
-
-def install_redis() -> str:
-    """The Debian package, when we may install one."""
-    if shutil.which("apt-get") and os.geteuid() == 0:
-        print("Installing redis-server …", flush=True)
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # install it, but start no server of the system
-        subprocess.run(["apt-get", "update", "-q"], env=environment, capture_output=True, check=False)
-        subprocess.run(["apt-get", "install", "-y", "-q", "redis-server"], env=environment, capture_output=True, check=False)
-    program = shutil.which("redis-server")
-    if program is None:
-        raise BenchError("There is no redis-server, which the Celery side needs. Install it: apt-get install redis-server")
-    return program
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(port: int) -> bool:
-    try:
-        return redis_command(port, "PING").startswith("+PONG")
-    except OSError:
-        return False
-
-
-def redis_command(port: int, *words: str) -> str:
-    """One command with a short answer; all that the bench itself needs of Redis."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall((" ".join(words) + "\r\n").encode())
-        return connection.recv(4096).decode()
+SIDES = {
+    side.name: side
+    for side in (
+        Side(
+            name="celeriac",
+            title="Celeriac",
+            worker=("celeriac", "-A", "bench.peers.celeriac", "worker", "-c", "2", "-l", "WARNING"),
+            io_worker=("celeriac", "-A", "bench.peers.celeriac", "worker", "-P", "asyncio", "-c", "500", "-l", "WARNING"),
+            later=True,
+        ),
+        Side(
+            name="celery",
+            title="Celery",
+            packages=("celery[redis]==5.7.*", "packaging", "hiredis"),  # its transport imports packaging without asking for it
+            worker=("celery", "-A", "bench.peers.celery", "worker", "-c", "2", "-l", "WARNING"),
+            later=True,
+        ),
+        Side(
+            name="huey",
+            title="Huey",
+            packages=("huey[redis]", "hiredis"),
+            worker=("huey.bin.huey_consumer", "bench.peers.huey.huey", "-k", "process", "-w", "2", "-n", "-q"),
+        ),
+        Side(
+            name="taskiq",
+            title="Taskiq",
+            packages=("taskiq", "taskiq-redis", "uvloop", "orjson", "hiredis"),
+            worker=("taskiq", "worker", "bench.peers.taskiq:broker", "--workers", "2", "--log-level", "WARNING"),
+            io_worker=(
+                *("taskiq", "worker", "bench.peers.taskiq:broker", "--workers", "1", "--max-async-tasks", "500", "--log-level", "WARNING"),
+            ),
+        ),
+        Side(
+            name="dramatiq",
+            title="Dramatiq",
+            packages=("dramatiq[redis,rabbitmq]", "hiredis"),
+            worker=("dramatiq", "bench.peers.dramatiq", "--processes", "2"),
+        ),
+        Side(
+            name="rq",
+            title="RQ",
+            packages=("rq", "hiredis"),
+            # SimpleWorker makes no process for each task, which is what its documentation recommends for speed.
+            worker=("rq.cli", "worker-pool", "-u", "{broker}", "-n", "2", "-w", "rq.worker.SimpleWorker", "-q"),
+        ),
+        Side(
+            name="saq",
+            title="SAQ",
+            packages=("saq[redis,hiredis]", "typing_extensions", "uvloop"),
+            worker=("saq", "bench.peers.saq.settings", "--workers", "2"),
+            io_worker=("saq", "bench.peers.saq.settings"),
+        ),
+        Side(
+            name="procrastinate",
+            title="Procrastinate",
+            packages=("procrastinate", "psycopg[binary,pool]"),
+            worker=("procrastinate", "--app", "bench.peers.procrastinate.app", "worker", "-c", "10"),
+            workers=2,
+            prepare=("procrastinate", "--app", "bench.peers.procrastinate.app", "schema", "--apply"),
+        ),
+    )
+}

@@ -1,18 +1,16 @@
-"""What sqlite3 itself can do on this machine: the same bytes in the same batches, and no queue logic at all.
-
-Each process knows beforehand which rows are its own, so nothing is looked for, ordered, leased to somebody, checked or woken. A batch is one transaction: it removes the
-rows of the batch before, stores their results, marks the next rows as taken and reads them. Celeriac's rate divided by this one says what the queue costs.
-"""
+"""sqlite3: each process knows beforehand which rows are its own. A batch is one transaction: it removes the rows of the batch before, stores their results, marks the next
+rows as taken and reads them."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import sqlite3
-import time
+from functools import partial
 from pathlib import Path
 
-BATCH = 64
+from . import BATCH, Stored, seconds_of
+from . import call_us as timed
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -29,46 +27,31 @@ def create(path: Path) -> None:
     connection.close()
 
 
-def insert_commit_us(directory: Path, *, message_bytes: int, count: int) -> float:
-    """Microseconds for one INSERT in a transaction of its own: the least that a `.delay()` can cost."""
+def call_us(directory: Path, stored: Stored, count: int) -> float:
+    """One INSERT in a transaction of its own."""
     path = directory / "raw-insert.db"
     create(path)
     connection = connect(path)
-    body = os.urandom(message_bytes)
-    for _ in range(300):
-        connection.execute("INSERT INTO message (body) VALUES (?)", (body,))
-    started = time.perf_counter()
-    for _ in range(count):
-        connection.execute("INSERT INTO message (body) VALUES (?)", (body,))
-    seconds = time.perf_counter() - started
+    body = os.urandom(stored.message)
+    microseconds = timed(lambda: connection.execute("INSERT INTO message (body) VALUES (?)", (body,)), count)
     connection.close()
-    return seconds / count * 1e6
+    return microseconds
 
 
-def drain_rate(directory: Path, *, message_bytes: int, record_bytes: int, count: int, processes: int = 2) -> float:
-    """Rows a second that so many processes together take, remove and answer."""
+def drain_rate(directory: Path, stored: Stored, count: int, processes: int = 2) -> float:
     path = directory / "raw-drain.db"
     create(path)
     connection = connect(path)
-    body = os.urandom(message_bytes)
+    body = os.urandom(stored.message)
     connection.execute("BEGIN")
     connection.executemany("INSERT INTO message (body) VALUES (?)", ((body,) for _ in range(count)))
     connection.execute("COMMIT")
     connection.close()
     share = count // processes
-    started = time.perf_counter()
-    children = []
-    for number in range(processes):
-        child = os.fork()
-        if child == 0:
-            try:
-                _drain(path, range(1 + number * share, 1 + (number + 1) * share), os.urandom(record_bytes))
-            finally:
-                os._exit(0)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
-    seconds = time.perf_counter() - started
+    record = os.urandom(stored.record)
+    seconds = seconds_of(
+        [partial(_drain, path, range(1 + number * share, 1 + (number + 1) * share), record) for number in range(processes)]
+    )
     connection = connect(path)
     answered = connection.execute("SELECT count(*) FROM result").fetchone()[0]
     connection.close()

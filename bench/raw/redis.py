@@ -1,0 +1,56 @@
+"""redis-py with hiredis: messages in a list. A batch is one round trip: it pops the next 64 and stores the results of those before."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from . import BATCH, Stored, seconds_of
+from . import call_us as timed
+
+# mypy: disable-error-code="no-untyped-call"
+
+
+def call_us(url: str, stored: Stored, count: int) -> float:
+    """One RPUSH, answered."""
+    client = _client(url)
+    body = os.urandom(stored.message)
+    microseconds = timed(lambda: client.rpush("raw-calls", body), count)
+    client.close()
+    return microseconds
+
+
+def drain_rate(url: str, stored: Stored, count: int, processes: int = 2) -> float:
+    client = _client(url)
+    body = os.urandom(stored.message)
+    for _ in range(0, count, 1000):
+        client.rpush("raw", *[body] * min(1000, count))
+    total = client.llen("raw")
+    seconds = seconds_of([partial(_drain, url, os.urandom(stored.record), number) for number in range(processes)])
+    answered = client.dbsize()
+    client.close()
+    if answered < total:
+        raise RuntimeError(f"raw Redis answered {answered} of {total} messages")
+    return float(total / seconds)
+
+
+def _drain(url: str, record: bytes, number: int) -> None:
+    client = _client(url)
+    before, serial = 0, 0
+    while True:
+        pipeline = client.pipeline(transaction=False)
+        pipeline.lpop("raw", BATCH)
+        if before:
+            pipeline.mset({f"raw-result-{number}-{serial + position:024d}": record for position in range(before)})
+            serial += before
+        bodies = pipeline.execute()[0]
+        if not bodies:
+            return
+        before = len(bodies)
+
+
+def _client(url: str) -> Any:
+    import redis
+
+    return redis.Redis.from_url(url)
