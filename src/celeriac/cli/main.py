@@ -116,6 +116,6 @@ def cli(ctx: click.Context) -> None:
     ctx.ensure_object(Session)
 
 
-def main(argv: list[str] | None = None, app: Celeriac | None = None) -> Any:
+def main(argv: list[str] | None = None, app: Celeriac | None = None, prog_name: str = "celeriac") -> Any:
     """Runs the command line and ends the process with its exit code. With `app`, no `-A` is needed."""
-    return cli.main(args=argv, prog_name="celeriac", obj=Session(app))
+    return cli.main(args=argv, prog_name=prog_name, obj=Session(app))

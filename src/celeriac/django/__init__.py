@@ -1,0 +1,5 @@
+"""Celeriac in a Django project: add "celeriac.django" to INSTALLED_APPS, and nothing else is needed.
+
+Settings named CELERY_… in the project's settings are the app's settings, the module `tasks` of each installed app is imported by workers, and `manage.py celeriac …` is the command line.
+A project with the classic `proj/celery.py` keeps it: then that app is the one that is used.
+"""

@@ -1,0 +1,20 @@
+"""What happens when Django starts: there is an app, and workers know how to treat Django's connections."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class CeleriacConfig(AppConfig):
+    name = "celeriac.django"
+    label = "celeriac"
+    verbose_name = "Celeriac"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from . import checks, workers
+        from .project import ensure_app
+
+        ensure_app()
+        workers.prepare()
+        checks.register()

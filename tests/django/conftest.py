@@ -1,0 +1,59 @@
+"""Tests with a real Django project. They need Django; without it they are skipped, with a line that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.django_project import DjangoProject
+from tests.support.fixtures import homes
+
+__all__ = ["homes"]
+
+pytest.importorskip("django", reason="Django is not installed in this environment")
+
+MakeDjangoProject = Callable[..., DjangoProject]
+
+
+@pytest.fixture
+def make_site(tmp_path: Path) -> Iterator[MakeDjangoProject]:
+    """`make_site(**settings)`: a project, migrated unless told otherwise. All it starts is gone after the test."""
+    made: list[DjangoProject] = []
+
+    def make(migrated: bool = True, **settings: Any) -> DjangoProject:
+        made.append(DjangoProject(tmp_path / f"site-{len(made) + 1}", settings))
+        if migrated:
+            made[-1].run("migrate", "-v", "0")
+        return made[-1]
+
+    yield make
+    for project in made:
+        project.close()
+
+
+@pytest.fixture
+def postgresql_database(homes: Any) -> Iterator[dict[str, Any]]:
+    """An entry of DATABASES for a new database of the tests' server."""
+    import uuid
+    from urllib.parse import urlsplit
+
+    import psycopg
+
+    url = str(homes["postgresql"].url)
+    name = f"django_{uuid.uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+    parts = urlsplit(url)
+    yield {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": name,
+        "USER": parts.username or "",
+        "PASSWORD": parts.password or "",
+        "HOST": parts.hostname or "",
+        "PORT": parts.port or "",
+    }
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload]
