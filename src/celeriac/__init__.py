@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .app import Celeriac, current_app, current_task, shared_task
-from .canvas.signature import Signature, maybe_signature, signature, subtask
+from .canvas import Signature, chain, chord, chunks, group, maybe_signature, signature, subtask, xmap, xstarmap
 from .core import states
 from .core.ids import new_id as uuid
+from .tasks.groups import GroupResult
 from .tasks.result import AsyncResult, EagerResult
 from .tasks.task import Task
 
@@ -23,12 +24,17 @@ __all__ = [
     "Celeriac",
     "Celery",
     "EagerResult",
+    "GroupResult",
     "Signature",
     "Task",
     "__version__",
+    "chain",
+    "chord",
+    "chunks",
     "crontab",
     "current_app",
     "current_task",
+    "group",
     "maybe_signature",
     "schedule",
     "shared_task",
@@ -37,6 +43,8 @@ __all__ = [
     "states",
     "subtask",
     "uuid",
+    "xmap",
+    "xstarmap",
 ]
 
 

@@ -28,6 +28,7 @@ from .core.errors import AlreadyRegistered, ImproperlyConfigured
 from .core.routing import Router
 from .core.settings import SETTINGS, Settings, check_name, check_values, from_environ, read_settings
 from .tasks import registry
+from .tasks.groups import GroupResult as Group
 from .tasks.producer import Producer, safe_url
 from .tasks.registry import Proxy, TaskRegistry, find_current_app, find_current_task
 from .tasks.request import _current as _current_run
@@ -577,6 +578,10 @@ class Celeriac:
     def AsyncResult(self, id: str, **options: Any) -> Result[Any]:
         """The result of a task, by its id."""
         return Result(id, app=self, **options)
+
+    def GroupResult(self, id: str | None = None, results: Iterable[Result[Any]] = (), **options: Any) -> Group:
+        """The result of a group, from the results of its members."""
+        return Group(id, results, app=self, **options)
 
     # -- engines -----------------------------------------------------------------------------------------------------------------
 

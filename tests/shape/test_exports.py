@@ -15,12 +15,17 @@ PUBLIC = {
     "Celeriac": type,
     "Celery": type,
     "EagerResult": type,
+    "GroupResult": type,
     "Signature": type,
     "Task": type,
     "__version__": str,
+    "chain": type,
+    "chord": type,
+    "chunks": type,
     "crontab": type,
     "current_app": object,
     "current_task": object,
+    "group": type,
     "maybe_signature": "function",
     "schedule": type,
     "shared_task": "function",
@@ -29,6 +34,8 @@ PUBLIC = {
     "states": "module",
     "subtask": "function",
     "uuid": "function",
+    "xmap": type,
+    "xstarmap": type,
 }
 
 
@@ -45,7 +52,7 @@ def test_the_names_of_the_package() -> None:
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        ("celeriac.result", ["AsyncResult", "EagerResult", "allow_join_result", "result_from_tuple"]),
+        ("celeriac.result", ["AsyncResult", "EagerResult", "GroupResult", "ResultSet", "allow_join_result", "result_from_tuple"]),
         ("celeriac.states", ["PENDING", "SUCCESS", "READY_STATES", "precedence", "state"]),
         ("celeriac.exceptions", ["Retry", "Ignore", "Reject", "MaxRetriesExceededError", "SoftTimeLimitExceeded", "TimeLimitExceeded",
                                  "WorkerLostError", "TaskRevokedError", "TimeoutError", "NotRegistered", "ImproperlyConfigured", "CeleryError",
@@ -54,7 +61,7 @@ def test_the_names_of_the_package() -> None:
         ("celeriac.schedules", ["crontab", "schedule", "solar", "clocked", "crontab_parser", "maybe_schedule", "schedstate", "ParseException",
                                 "BaseSchedule"]),
         ("celeriac.utils.log", ["get_task_logger"]),
-        ("celeriac.canvas", ["Signature", "signature", "maybe_signature"]),
+        ("celeriac.canvas", ["Signature", "chain", "chord", "chunks", "group", "signature", "maybe_signature", "xmap", "xstarmap"]),
         ("celeriac.app", ["shared_task", "app_or_default", "Celeriac", "current_app"]),
     ],
 )  # fmt: skip

@@ -15,7 +15,7 @@
     │   ├── MaxRetriesExceededError, TaskRevokedError, WorkerLostError, TimeLimitExceeded, QueueNotFound
     │   └── ChordError
     └── TaskPredicate               not errors: how a task tells what is to become of it
-        └── Retry, Ignore, Reject
+        └── Retry, Ignore (└── Replaced), Reject
     SoftTimeLimitExceeded           a plain Exception, so that a task may catch it
 
 Where Celery has an exception of that meaning, ours has its name.
@@ -179,6 +179,14 @@ class Retry(TaskPredicate):
 
 class Ignore(TaskPredicate):
     """The task's outcome is not to be stored."""
+
+
+class Replaced(Ignore):
+    """The task is not done: `signature` does the rest, in its place. Raised by `Task.replace`."""
+
+    def __init__(self, signature: Any) -> None:
+        super().__init__("Replaced by a new task")
+        self.signature = signature
 
 
 class Reject(TaskPredicate):

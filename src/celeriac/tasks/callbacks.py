@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from ..core import states
-from ..core.message import Message
+from .plan import NOWHERE, Plan
 from .producer import Producer
 from .request import Request
-from .result import AsyncResult
+from .signature import signature_of
 
 if TYPE_CHECKING:
     from .run import Outcome
@@ -19,57 +21,64 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celeriac.task")
 
 
-def follow_ups(task: Task[..., Any], request: Request, outcome: Outcome, producer: Producer) -> list[Message]:
-    """The messages to publish in the step that settles the task: its callbacks after SUCCESS, its errbacks after FAILURE. Publishes nothing.
+class Link(Struct, frozen=True):
+    """A signature to send after the end of a task, with arguments that go before its own."""
 
-    Errbacks of the new style, `(request, exc, traceback)`, are functions to call and not tasks to send: they are called here.
-    A follow-up whose id nobody has decided gets one that derives from the task's, so that making it twice makes it once.
+    place: str
+    signature: Mapping[str, Any]
+    args: tuple[Any, ...]
+
+
+def follow_ups(task: Task[..., Any], request: Request, outcome: Outcome, producer: Producer) -> Plan:
+    """What to publish in the step that settles the task: its callbacks after SUCCESS, its errbacks after FAILURE. Publishes nothing.
+
+    A follow-up whose id nobody has decided gets one that derives from the task's, so that making it twice makes it once. One that cannot be sent is logged: that must not undo
+    what the task has done.
     """
+    plan = Plan(producer, parent=request)
+    for link in links(task.app.tasks, request, outcome):
+        part = Plan(producer, parent=request, fresh_id=derived_ids(request.id or "", link.place))
+        try:
+            _, result = signature_of(link.signature, app=task.app)._send(part, NOWHERE, link.args)
+        except Exception:
+            logger.exception("%s of task %s[%s] to %s cannot be sent.", link.place, request.task, request.id, link.signature.get("task"))
+            continue
+        plan.include(part)
+        if request.running is None or request.running.trail:
+            request.children.append(result)
+    return plan
+
+
+def links(tasks: Mapping[str, Task[..., Any]], request: Request, outcome: Outcome) -> list[Link]:
+    """The callbacks or errbacks to send. Errbacks of the new style, `(request, exc, traceback)`, are functions to call and not tasks to send: they are called here, if
+    they are among `tasks`."""
+    embed = request.embed
     if outcome.state == states.SUCCESS:
-        callbacks = request.embed.get("callbacks")
-        if not callbacks:
-            return []
-        messages = [_follow_up(producer, request, signature, (outcome.value,), "link", index) for index, signature in enumerate(callbacks)]
-        return [message for message in messages if message is not None]
-    if outcome.state == states.FAILURE:
-        errbacks = request.embed.get("errbacks")
-        if errbacks:
-            return failure_follow_ups(task.app.tasks, request, outcome.error, outcome.traceback, producer)
-    return []
-
-
-def failure_follow_ups(
-    tasks: Mapping[str, Task[..., Any]], request: Request, error: BaseException | None, traceback: str | None, producer: Producer
-) -> list[Message]:
-    """Errbacks alone; also for a failure that no run ended in (killed, timed out, poisoned), where the supervisor may not call user code:
-    with empty `tasks`, all of them are sent."""
-    messages = []
-    for index, signature in enumerate(request.embed.get("errbacks") or ()):
-        errback = tasks.get(signature["task"])
-        if errback is not None and _is_new_style(errback, signature):
-            _call(errback, signature, request, error, traceback)
+        callbacks = embed.get("callbacks")
+        return [Link(f"link.{index}", callback, (outcome.value,)) for index, callback in enumerate(callbacks)] if callbacks else []
+    if outcome.state != states.FAILURE:
+        return []
+    found = []
+    for index, errback in enumerate(embed.get("errbacks") or ()):
+        task = tasks.get(errback["task"])
+        if task is not None and _is_new_style(task, errback):
+            _call(task, errback, request, outcome.error, outcome.traceback)
         else:
-            message = _follow_up(producer, request, signature, (request.id,), "link_error", index)
-            if message is not None:
-                messages.append(message)
-    return messages
+            found.append(Link(f"link_error.{index}", errback, (request.id,)))
+    return found
 
 
-def _follow_up(
-    producer: Producer, request: Request, signature: Mapping[str, Any], prepend: tuple[Any, ...], kind: str, index: int
-) -> Message | None:
-    """None when the signature cannot be sent: that must not undo what the task has done."""
-    extra: dict[str, Any] = {}
-    if not (signature.get("options") or {}).get("task_id"):
-        extra["task_id"] = derived_id(request.id or "", f"{kind}.{index}")
-    try:
-        message = producer.from_signature(signature, prepend=prepend, parent=request, **extra)
-    except Exception:
-        logger.exception("%s of task %s[%s] to %s cannot be sent.", kind, request.task, request.id, signature.get("task"))
-        return None
-    if request.running is None or request.running.trail:
-        request.children.append(AsyncResult(message.id))
-    return message
+def derived_ids(parent_id: str, place: str) -> Callable[[], str]:
+    """Gives the ids of what is sent at this place, one after the other: always the same for the same parent."""
+    counted: Iterator[str] = _derived(parent_id, place)
+    return counted.__next__
+
+
+def _derived(parent_id: str, place: str) -> Iterator[str]:
+    number = 0
+    while True:
+        yield derived_id(parent_id, f"{place}.{number}")
+        number += 1
 
 
 def derived_id(parent_id: str, place: str) -> str:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from ..core import states
+from ..core.errors import ChordError
 from ..core.message import Message, Record
 from ..core.serialize import decode_body, encode_exception, encode_value
-from .callbacks import follow_ups
-from .producer import Producer, _embed, _json_values, _own_name, _task_id, short_repr
+from .callbacks import derived_ids, follow_ups, links
+from .plan import publish
+from .producer import _embed, _json_values, _own_name, _task_id, short_repr
 from .request import Request, _current
 from .result import AsyncResult, EagerResult, denied_join_result
-from .run import Outcome, call
+from .run import Outcome, call, conclude
+from .signature import Signature, signature_of
 
 if TYPE_CHECKING:
     from .task import App, Task
@@ -31,8 +34,9 @@ def apply(
     message = _message(app, task, args or (), kwargs or {}, options)
     request = _request(message, tuple(args or ()), dict(kwargs or {}), embed)
     request.may_join = True
+    doom = options.get("_doom")
     while True:
-        outcome = call(task, request)
+        outcome = call(task, request) if doom is None else conclude(task, request, doom, datetime.now(UTC))
         retry = outcome.retry
         if retry is None:
             break
@@ -101,20 +105,26 @@ def _request(message: Message, args: tuple[Any, ...], kwargs: dict[str, Any], em
     return Request(message, args, kwargs, embed, hostname=message.origin.partition("@")[2], is_eager=True)
 
 
+def join_failed(body: Signature[Any], failed: AsyncResult[Any], options: Mapping[str, Any], *, sending: bool) -> AsyncResult[Any]:
+    """What becomes of the body of a chord, in its normal form, when a member of the header has failed: it does not run, and those of its tasks that would start end with ChordError."""
+    error = ChordError(f"Dependency {failed.id} raised {failed.result!r}")
+    return body._run_here((), {}, {**options, "_doom": error}, sending=False)
+
+
 def _run_follow_ups(app: App, task: Task[..., Any], request: Request, outcome: Outcome) -> None:
     """Links run here too when everything is eager; otherwise they are sent."""
-    eager = app.settings.task_always_eager
-    producer: Producer = app.producer_without_broker if eager else app.producer
-    request.embed = {name: value for name, value in request.embed.items() if value}
-    messages = follow_ups(task, request, outcome, producer)
-    if not eager:
-        if messages:
-            producer.publish(messages)
+    if not app.settings.task_always_eager:
+        publish(cast("Any", app), follow_ups(task, request, outcome, app.producer))
         return
-    for message in messages:
-        linked = app.tasks[message.task]
-        args, kwargs, embed = decode_body(message, _everything(message))
-        apply(linked, args, kwargs, {"_message": message, "link": embed.get("callbacks"), "link_error": embed.get("errbacks")}, None)
+    token = _current.set(request)
+    try:
+        for link in links(app.tasks, request, outcome):
+            normal = signature_of(link.signature, app=app)._normal(derived_ids(request.id or "", link.place))
+            result = normal._run_here(link.args, {}, {}, sending=True)
+            if task.trail:
+                request.children.append(result)
+    finally:
+        _current.reset(token)
 
 
 def _store(app: App, task: Task[..., Any], request: Request, outcome: Outcome) -> None:

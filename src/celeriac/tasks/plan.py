@@ -74,9 +74,11 @@ class Plan:
         self.messages += part.messages
         self.joins += part.joins
 
-    def add(
-        self, signature: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], place: Place
-    ) -> Message:
+    def queue_of(self, signature: Mapping[str, Any]) -> str:
+        """The queue that a call of it goes to."""
+        return queue_of(self.producer, signature)
+
+    def add(self, signature: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], place: Place) -> Message:
         """One call at its place: `args` and `kwargs` go before its own, unless it is immutable.
 
         Raises: EncodeError, ValueError: an argument or an option cannot travel.
@@ -120,6 +122,12 @@ class Plan:
         if self.flush is not None and len(self.messages) >= BATCH:
             self.flush(self)
         return message
+
+
+def queue_of(producer: Producer, signature: Mapping[str, Any]) -> str:
+    """The queue that a call of it goes to."""
+    task = producer.find_task(signature["task"])
+    return producer.message(signature["task"], (), {}, task=task, options=dict(signature.get("options") or {})).queue
 
 
 class Engines(Protocol):

@@ -79,6 +79,8 @@ class Request:
     """True while the task's own code runs: only then an exception may be raised in it from outside (a time limit, a revoke)."""
     ended_by: BaseException | None
     """The exception that was raised in it from outside."""
+    additions: list[Any]
+    """Signatures, in their normal form, that this run has added to its chord."""
 
     def __init__(
         self,
@@ -109,6 +111,7 @@ class Request:
         self.retry_asked = None
         self.exposed = False
         self.ended_by = None
+        self.additions = []
 
     @classmethod
     def direct(cls, task: Task[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Request:

@@ -66,6 +66,8 @@ def assert_will_not_block() -> None:
 class AsyncResult(Generic[R]):
     """The result of one call, by its id. Asks the result backend only when it is asked itself, and never again once the task has ended."""
 
+    _has_record: ClassVar[bool] = True
+    """False for a result that is made of others, or was never stored."""
     TimeoutError: ClassVar[type[errors.TimeoutError]] = errors.TimeoutError
     """`except result.TimeoutError`, as in Celery."""
 
@@ -90,6 +92,7 @@ class AsyncResult(Generic[R]):
         self._task_name = task_name
         self._record: Record | None = None
         self._value: Any = None
+        self._seen: str = states.PENDING
 
     @property
     def app(self) -> App:
@@ -208,11 +211,9 @@ class AsyncResult(Generic[R]):
             return None  # type: ignore[return-value]
         if disable_sync_subtasks:
             assert_will_not_block()
-        if follow_parents and propagate and self.parent is not None:
-            for ancestor in self._parents():
-                if ancestor.failed():
-                    ancestor.maybe_throw()
-        record = self._record or self._wait(timeout, on_message, on_interval)
+        record = self._record or self._wait(timeout, on_message, on_interval, follow_parents and propagate)
+        if follow_parents and propagate and record.status in states.PROPAGATE_STATES:
+            self._raise_of_parents()
         return self._outcome(record, propagate, callback)
 
     wait = get
@@ -224,22 +225,37 @@ class AsyncResult(Generic[R]):
         if disable_sync_subtasks:
             assert_will_not_block()
         record = self._record or await self._await(timeout)
+        if propagate and self.parent is not None and record.status in states.PROPAGATE_STATES:
+            import asyncio
+
+            await asyncio.to_thread(self._raise_of_parents)
         return self._outcome(record, propagate, None)
 
     def _wait(
-        self, timeout: float | None, on_message: Callable[[dict[str, Any]], Any] | None, on_interval: Callable[[], Any] | None
+        self,
+        timeout: float | None,
+        on_message: Callable[[dict[str, Any]], Any] | None,
+        on_interval: Callable[[], Any] | None,
+        follow_parents: bool = True,
     ) -> Record:
         deadline = None if timeout is None else time.monotonic() + timeout
-        subscription = self.backend.subscribe([self.id])
+        before = {parent.id: parent for parent in self._parents() if parent._has_record} if follow_parents else {}
+        ids = [*before, self.id]
+        subscription = self.backend.subscribe(ids)
         seen: Record | None = None
         try:
             while True:
-                record = self._fetch()
+                found = self.backend.fetch(ids)
+                record = self._take(found.get(self.id))
                 if on_message is not None and record is not None and record != seen:
                     on_message(self._as_meta(record))
                     seen = record
                 if record is not None and record.status in states.READY_STATES:
                     return record
+                for id, parent in before.items():
+                    parent._take(found.get(id))
+                    if parent._record is not None:
+                        parent._outcome(parent._record, True, None)
                 if on_interval is not None:
                     on_interval()
                 left = _LONG_SECONDS if deadline is None else deadline - time.monotonic()
@@ -323,6 +339,11 @@ class AsyncResult(Generic[R]):
             raise errors.TaskError(f"Task {self.id} ended with {value!r}.") from value
         raise value if isinstance(value, Exception) else Exception(value)
 
+    def _raise_of_parents(self) -> None:
+        """Raises what the first of those before it raised, if one has failed or was revoked: then it never comes itself."""
+        for parent in self._parents():
+            parent.maybe_throw()
+
     def _parents(self) -> list[AsyncResult[Any]]:
         parents: list[AsyncResult[Any]] = []
         parent = self.parent
@@ -357,11 +378,27 @@ class AsyncResult(Generic[R]):
         return self._record or self._fetch()
 
     def _fetch(self) -> Record | None:
-        record = self.backend.fetch([self.id]).get(self.id)
+        return self._take(self.backend.fetch([self.id]).get(self.id))
+
+    def _take(self, record: Record | None) -> Record | None:
+        """What the backend has just said of it."""
+        self._seen = states.PENDING if record is None else record.status
         if record is not None and record.status in states.READY_STATES:
             self._value = _decode(record)
             self._record = record
         return record
+
+    def _state_known(self) -> str:
+        """The state as it was when the backend was last asked."""
+        return self._record.status if self._record is not None else self._seen
+
+    def _ended(self) -> bool:
+        return self._state_known() in states.READY_STATES
+
+    def _value_of_known(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> Any:
+        if self._record is None:
+            return None  # no result is kept of it
+        return self._outcome(self._record, propagate, callback)
 
     def _decoded(self, record: Record | None) -> Any:
         if record is None:
@@ -435,6 +472,8 @@ class AsyncResult(Generic[R]):
 class EagerResult(AsyncResult[R]):
     """The result of a task that was run on the spot."""
 
+    _has_record = False
+
     def __init__(self, id: str, value: Any, state: str, traceback: str | None = None, name: str | None = None) -> None:
         super().__init__(id, task_name=name)
         self._result = value
@@ -443,6 +482,15 @@ class EagerResult(AsyncResult[R]):
 
     def _look(self) -> Record | None:
         return None
+
+    def _state_known(self) -> str:
+        return self._state
+
+    def _value_of_known(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> Any:
+        value = self.get(propagate=propagate, disable_sync_subtasks=False)
+        if callback is not None:
+            callback(self.id, value)
+        return value
 
     @property
     def state(self) -> str:
@@ -476,6 +524,7 @@ class EagerResult(AsyncResult[R]):
         if disable_sync_subtasks:
             assert_will_not_block()
         if propagate and self._state in states.PROPAGATE_STATES:
+            self._raise_of_parents()
             self._raise(self._result)
         return self._result  # type: ignore[no-any-return]
 
@@ -528,10 +577,14 @@ def result_from_tuple(value: Any, app: App | None = None) -> AsyncResult[Any] | 
         head, nodes = value
     except (TypeError, ValueError):
         return None
-    if nodes:
-        return None
     identity, parent = head if isinstance(head, (list, tuple)) else (head, None)
-    return AsyncResult(identity, app=app, parent=result_from_tuple(parent, app) if parent else None)
+    before = result_from_tuple(parent, app) if parent else None
+    if nodes is not None:
+        from .groups import GroupResult
+
+        members = [result_from_tuple(node, app) for node in nodes]
+        return GroupResult(identity, [member for member in members if member is not None], parent=before, app=app)
+    return AsyncResult(identity, app=app, parent=before)
 
 
 class ResultsDisabled(ImproperlyConfigured, NotImplementedError):

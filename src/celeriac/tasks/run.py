@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Raw, Struct
 
 from ..core import events, states
-from ..core.errors import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
+from ..core.errors import Ignore, Reject, Replaced, Retry, SoftTimeLimitExceeded, TaskRevokedError
 from ..core.retry import backoff_seconds
 from ..core.serialize import encode_value
-from .callbacks import follow_ups
 from .request import Request, _current
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celeriac.task")
 
-__all__ = ["ExceptionInfo", "Outcome", "acall", "call", "conclude", "follow_ups"]
+__all__ = ["ExceptionInfo", "Outcome", "acall", "call", "conclude"]
 
 
 class Outcome(Struct, kw_only=True):
@@ -52,6 +51,8 @@ class Outcome(Struct, kw_only=True):
     """With REJECTED: why."""
     requeue: bool = False
     """With REJECTED: back into the queue instead of into the dead letters."""
+    replaced_by: Any = None
+    """With IGNORED: the signature that does the rest (`Task.replace`)."""
     expected: bool = False
     """With FAILURE: the task says that it may raise this (`throws`)."""
     started_at: datetime
@@ -172,7 +173,7 @@ def _returned(task: Task[..., Any], request: Request, value: Any) -> tuple[Outco
     asked = request.retry_asked
     if isinstance(asked, Retry):
         return Outcome(state=states.RETRY, error=asked.exc, retry=asked, started_at=_EPOCH), ExceptionInfo(asked)
-    if request.is_eager or request.ignore_result:
+    if request.is_eager or (request.ignore_result and request.message.join is None):
         return Outcome(state=states.SUCCESS, value=value, started_at=_EPOCH), None
     try:
         encoded = encode_value(value, "result")
@@ -194,7 +195,8 @@ def _classify(task: Task[..., Any], request: Request, error: BaseException) -> t
     if error is request.ended_by and not isinstance(error, SoftTimeLimitExceeded):
         return _failed(task, request, error)
     if isinstance(error, Ignore):
-        return Outcome(state=states.IGNORED, started_at=_EPOCH), None
+        replaced_by = error.signature if isinstance(error, Replaced) else None
+        return Outcome(state=states.IGNORED, replaced_by=replaced_by, started_at=_EPOCH), None
     if isinstance(error, Reject):
         reason = "" if error.reason is None else str(error.reason)
         return Outcome(state=states.REJECTED, reason=reason, requeue=error.requeue, started_at=_EPOCH), None

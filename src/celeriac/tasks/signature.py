@@ -2,18 +2,20 @@
 
     {"task", "args", "kwargs", "options", "subtask_type", "immutable"}
 
-What is made of several signatures (chain, group, chord) is in `canvas`, and registers itself here by its `subtask_type`.
+What is made of several signatures (chain, group, chord) is in `canvas`, and registers itself here by its `subtask_type`. The methods that such a one has differently are
+the last section of the class: each signature brings itself into a normal form, writes itself into a plan, and runs itself here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from .registry import find_current_app
 from .result import AsyncResult, EagerResult
 
 if TYPE_CHECKING:
+    from .plan import Place, Plan
     from .task import App, Task
 
 R = TypeVar("R")
@@ -294,8 +296,83 @@ class Signature(dict[str, Any], Generic[R]):
         """`~sig`: sends it and waits for its result."""
         return self.apply_async().get()
 
+    def __or__(self, other: Any) -> Any:
+        """`a | b`: first this, then `b` with its result."""
+        if isinstance(other, Mapping):
+            kind: Any = self.TYPES["chain"]
+            return kind(self, signature_of(other, app=self._app), app=self._app)
+        return NotImplemented
+
+    __ior__ = __or__
+
     def _find_task(self) -> Task[..., Any] | None:
         return self._type if self._type is not None else self.app.tasks.get(self.task)
+
+    # -- as part of a workflow -------------------------------------------------------------------------------------------------------
+
+    def _normal(self, fresh_id: Callable[[], str], last_id: str | None = None) -> Signature[Any]:
+        """A copy in which every task has its id (`last_id` is that of the last one), and which has one of these forms:
+
+        a task · a chain of tasks whose last step may be a group or a chord · a group of what is not a group · a chord with a header that is not empty.
+        """
+        copy = self._copy()
+        options = copy.options
+        if last_id is not None:
+            options["task_id"] = last_id
+        elif options.get("task_id") is None:
+            options["task_id"] = fresh_id()
+        return copy
+
+    def _write(self, plan: Plan, place: Place, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> None:
+        """Writes the messages and joins of a normal form into `plan`. `args` and `kwargs` go before its own."""
+        plan.add(self, args, kwargs or {}, place)
+
+    def _send(
+        self, plan: Plan, place: Place, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> tuple[Signature[Any], AsyncResult[Any]]:
+        """`_normal` and `_write` in one: the normal form, and the result that it will have."""
+        normal = self._normal(plan.fresh_id)
+        normal._write(plan, place, args, kwargs)
+        return normal, normal._result()
+
+    def _result(self, parent: AsyncResult[Any] | None = None) -> AsyncResult[Any]:
+        """The result of a normal form; `parent` is that of what comes before it."""
+        app = self._app or (self._type._app if self._type is not None else None)
+        return AsyncResult(self.options["task_id"], app=app, parent=parent)
+
+    def _single(self, fresh_id: Callable[[], str]) -> Signature[Any]:
+        """Its normal form, ending in one task."""
+        return self._normal(fresh_id)
+
+    def _expanded(self) -> Signature[Any]:
+        """The signature that it stands for."""
+        return self
+
+    def _fed(self, args: tuple[Any, ...]) -> Signature[Any]:
+        """A copy of a normal form that has these arguments already, and takes no others."""
+        copy = self._copy()
+        if not self.immutable:
+            copy["args"] = (*args, *self.args)
+        copy["immutable"] = True
+        return copy
+
+    def _set_first(self, options: Mapping[str, Any]) -> None:
+        """Options for those of its tasks that run first."""
+        self.options.update(options)
+
+    def _set_all(self, options: Mapping[str, Any]) -> None:
+        """Options for all of its tasks."""
+        self.options.update(options)
+
+    def _tasks(self) -> Iterator[Signature[Any]]:
+        """All tasks of a normal form."""
+        yield self
+
+    def _run_here(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any], *, sending: bool) -> AsyncResult[Any]:
+        """Runs a normal form here. With `sending`, as `apply_async` does under `task_always_eager`."""
+        if sending:
+            return self.apply_async(args, kwargs, **options)
+        return self.apply(args, kwargs, **options)
 
     # -- as data -------------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from ..contracts.results import ResultBackend
 from ..core import errors, states
-from ..core.errors import ImproperlyConfigured, MaxRetriesExceededError, Retry
+from ..core.errors import ImproperlyConfigured, MaxRetriesExceededError, Replaced, Retry
 from ..core.message import Message, Record
 from ..core.serialize import encode_exception, encode_value
 from ..core.settings import SETTINGS, Settings
@@ -22,7 +22,7 @@ from .registry import TaskRegistry, current, find_current_app
 from .request import Request, _current
 from .result import AsyncResult as Result
 from .result import EagerResult
-from .signature import Signature
+from .signature import Signature, signature_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -401,6 +401,39 @@ class Task(Generic[P, R]):
         request.retry_asked = retry
         return retry
 
+    def replace(self, sig: Mapping[str, Any]) -> Any:
+        """Ends this run, and lets `sig` do the rest: `return self.replace(other.s(…))`. What waits for this task waits for it: it gets this task's id, its links, what comes after it
+        in a chain, and its place in a chord. Both happen in one step. A group gives a list."""
+        sig = signature_of(sig, app=self.app)
+        if "chord" in sig.options:
+            raise ImproperlyConfigured("A signature that replaces a task must not be part of a chord of its own.")
+        if sig.subtask_type == "chain" and not sig["kwargs"]["tasks"]:
+            raise ImproperlyConfigured("An empty chain cannot replace a task: it has no task that could run.")
+        return self.on_replace(sig.clone())
+
+    def on_replace(self, sig: Signature[Any]) -> Any:
+        """Called by `replace`. Whoever overrides it returns `super().on_replace(sig)`."""
+        request = self.request
+        if request.called_directly or request.is_eager:
+            return sig.apply().get(disable_sync_subtasks=False)
+        raise Replaced(sig)
+
+    def add_to_chord(self, sig: Signature[Any], lazy: bool = False) -> Result[Any]:
+        """Adds a member to the chord that this task is in: it is sent when this task succeeds, in the same step, and its result comes after those of the other members.
+
+        Raises ValueError: this task is in no chord.
+        """
+        request = self.request
+        if request.message.join is None:
+            raise ValueError(f"Task {self.name}[{request.id}] is not in the header of a chord, so nothing can be added to it.")
+        if lazy:
+            raise ValueError("add_to_chord(lazy=True) does not exist here: the member is sent in the step in which this task ends.")
+        from .callbacks import derived_ids
+
+        normal = sig._single(derived_ids(request.id or "", f"added.{len(request.additions)}"))
+        request.additions.append(normal)
+        return normal._result()
+
     def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **ignored: Any) -> None:
         """Stores a state of this run, with JSON-able `meta`: `self.update_state(state="PROGRESS", meta={"done": 3, "of": 10})`.
 
@@ -499,6 +532,24 @@ class Task(Generic[P, R]):
         return Signature(self, args, kwargs, *rest, **options)
 
     subtask = signature
+
+    def map(self, it: Iterable[Any]) -> Signature[Any]:
+        """One message that calls this task for each item: `add_one.map([1, 2])`."""
+        kind: Any = Signature.TYPES["xmap"]
+        made: Signature[Any] = kind(self, it, app=self._app)
+        return made
+
+    def starmap(self, it: Iterable[Any]) -> Signature[Any]:
+        """One message that calls this task with each list of arguments: `add.starmap([(1, 2), (3, 4)])`."""
+        kind: Any = Signature.TYPES["xstarmap"]
+        made: Signature[Any] = kind(self, it, app=self._app)
+        return made
+
+    def chunks(self, it: Iterable[Any], n: int) -> Signature[Any]:
+        """A group of starmaps of `n` calls each."""
+        kind: Any = Signature.TYPES["chunks"]
+        made: Signature[Any] = kind(self, it, n, app=self._app)
+        return made
 
     # -- results, app, and what the settings say -----------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """One delivery from start to outcome, step by step.
 
-    judge → decode → acknowledge early (if asked) → announce the start → call → settle
+    judge → decode → join → acknowledge early (if asked) → announce the start → call → settle
 
 `judge` ends a delivery that must not run: undecodable, revoked, expired, doomed, poisoned, unknown here. What calls the function and its hooks is `tasks/run.py`, the
-same code as in eager mode; what comes of it becomes a Settlement here.
+same code as in eager mode; what comes of it becomes a Settlement here, with all that follows from it in its workflow (`canvas/advance.py`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from msgspec import Raw, json, structs
 
+from ..canvas.advance import Advance, advance, arrival, chord_error, never_coming
 from ..contracts.broker import Broker
+from ..contracts.joins import Joins
 from ..contracts.results import ResultBackend
 from ..core import events, states
 from ..core.errors import (
+    ChordError,
     EngineUnavailable,
     NotRegistered,
     Reject,
@@ -29,10 +32,10 @@ from ..core.errors import (
     WorkerLostError,
 )
 from ..core.message import Attempt, Delivery, Lease, Message, Record, Settlement, Verdict
-from ..core.serialize import decode_body, decode_exception, encode_exception, encode_value
-from ..tasks.producer import Producer
+from ..core.serialize import decode_body, decode_exception, decode_value, encode_exception, encode_value
+from ..tasks.producer import Producer, short_repr
 from ..tasks.request import Request
-from ..tasks.run import Outcome, acall, call, conclude, follow_ups
+from ..tasks.run import Outcome, acall, call, conclude
 from ..tasks.task import Task
 
 logger = logging.getLogger("celeriac.worker")
@@ -80,6 +83,7 @@ class Executor:
         self.settings = settings
         self.hostname = hostname
         self.gate = gate
+        self.joins = cast("Joins", broker if broker.capabilities.joins else backend)
         self.fences_records = backend is broker  # type: ignore[comparison-overlap]
         self.accept = frozenset(settings.accept_content)
         self.running: dict[str, Request] = {}
@@ -153,6 +157,10 @@ class Executor:
             args, kwargs, embed = decode_body(message, self.accept)
         except ValueError as error:
             return self._dead(delivery, error)
+        if message.joined is not None:
+            failed, args = self._joined(message, args)
+            if failed is not None:
+                return self.concluded(delivery, failed)
         request = Request(message, args, kwargs, embed, hostname=self.hostname, delivery=delivery)
         if self.gate is not None and task.rate_limit is not None:
             pause = self.gate(task)
@@ -169,38 +177,50 @@ class Executor:
         """What an outcome means for the message, its result and its follow-ups."""
         try:
             return self._settled(delivery, task, request, outcome, early)
-        except Exception as error:  # such as a retry with arguments that cannot be sent
+        except Exception as error:  # such as a retry with arguments that cannot be sent, or a next step that has nowhere to go
             failure = conclude(task, request, error, outcome.started_at)
-            request.embed = {}
+            request.embed = {"chain": request.embed.get("chain")}
             return self._settled(delivery, task, request, failure, early)
 
     def _settled(self, delivery: Delivery, task: Task[Any, Any], request: Request, outcome: Outcome, early: bool) -> Settlement:
         self._log(request, outcome)
         state = outcome.state
         message = request.message
-        published = follow_ups(task, request, outcome, self.producer)
+        follows = advance(task, request, outcome, self.producer) if _has_followers(request, outcome) else _NOTHING_FOLLOWS
         verdict, changed = Verdict.DONE, None
         if state == states.RETRY and outcome.retry is not None:
-            verdict, changed = Verdict.RETRY, self.producer.retry_message(message, outcome.retry, request)
+            verdict, changed = Verdict.RETRY, self.producer.retry_message(message, outcome.retry, request, whole=early)
             changed = structs.replace(changed, attempts=[*message.attempts, self._attempt(outcome)])
         elif state == states.REJECTED:
             verdict = Verdict.RELEASED if outcome.requeue else Verdict.DEAD
         elif state == states.FAILURE and not self._acknowledges(task, outcome.error):
             verdict = Verdict.DEAD
         record = self._record(task, request, outcome)
+        published = follows.messages
         if early:
             if changed is not None:
                 published = [*published, changed]
-            return Settlement(id=delivery.id, verdict=Verdict.DONE, lease=None, record=record, follow_ups=published)
-        return Settlement(
-            id=delivery.id,
-            verdict=verdict,
-            lease=delivery.lease,
-            receipt=delivery.receipt,
-            message=changed,
-            reason=outcome.reason or (_shown(outcome.error) if verdict is Verdict.DEAD else ""),
-            record=record,
-            follow_ups=published,
+            settlement = Settlement(id=delivery.id, verdict=Verdict.DONE, lease=None, record=record, follow_ups=published)
+        else:
+            settlement = Settlement(
+                id=delivery.id,
+                verdict=verdict,
+                lease=delivery.lease,
+                receipt=delivery.receipt,
+                message=changed,
+                reason=outcome.reason or (_shown(outcome.error) if verdict is Verdict.DEAD else ""),
+                record=record,
+                follow_ups=published,
+            )
+        if follows is _NOTHING_FOLLOWS and message.joined is None:
+            return settlement
+        return structs.replace(
+            settlement,
+            more_records=follows.records,
+            opens=follows.joins,
+            enlarges=follows.enlarges,
+            arrival=follows.arrival,
+            leaves=None if early else _left(message, verdict, changed),
         )
 
     # -- deliveries that do not run --------------------------------------------------------------------------------
@@ -249,7 +269,8 @@ class Executor:
 
     def _dead(self, delivery: Delivery, error: Exception) -> Settlement:
         logger.error("Message %s went to the dead letters of %r: %s", delivery.id, delivery.queue, error)
-        return _dead_letter(delivery, str(error), _failure(delivery.id, delivery.message, error, self.hostname))
+        record = _failure(delivery.id, delivery.message, error, self.hostname)
+        return self._not_run(_dead_letter(delivery, str(error), record), delivery.message, record)
 
     def _revoked(self, delivery: Delivery, message: Message, why: str) -> Settlement:
         logger.info("Discarding revoked task: %s[%s] (%s)", message.task, delivery.id, why)
@@ -259,13 +280,15 @@ class Executor:
                 sender=self.tasks.get(message.task), request=request, terminated=False, signum=None, expired=why == "expired"
             )
         record = _failure(delivery.id, message, TaskRevokedError(why), self.hostname, state=states.REVOKED)
-        return Settlement(
+        settlement = Settlement(
             id=delivery.id,
             verdict=Verdict.DONE,
             lease=delivery.lease,
             receipt=delivery.receipt,
             record=None if message.ignore_result else record,
+            leaves=message.joined,
         )
+        return self._not_run(settlement, message, record)
 
     def _unknown(self, delivery: Delivery, message: Message) -> Settlement:
         waited = self.broker.now() - delivery.waiting_since
@@ -280,13 +303,44 @@ class Executor:
                 logger.error("%s The message waits for a worker that knows it.", error)
             return _released(delivery, min(UNKNOWN_TASK_PAUSE_SECONDS, self.settings.task_unknown_expires - waited))
         logger.error("%s The message waited %.0f s and went to the dead letters of %r.", error, waited, delivery.queue)
-        return _dead_letter(delivery, str(error), _failure(delivery.id, message, error, self.hostname))
+        record = _failure(delivery.id, message, error, self.hostname)
+        return self._not_run(_dead_letter(delivery, str(error), record), message, record)
+
+    def _not_run(self, settlement: Settlement, message: Message | None, record: Record) -> Settlement:
+        """With the end that this is in its workflow: at its join, and for the steps after it."""
+        if message is None:
+            return settlement
+        try:
+            _, _, embed = decode_body(message, self.accept)
+        except ValueError:
+            embed = {}
+        return structs.replace(
+            settlement,
+            arrival=arrival(message, record.result, failed=True),
+            more_records=never_coming(embed, record.status, record.result, None),
+        )
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
+    def _joined(self, message: Message, args: tuple[Any, ...]) -> tuple[BaseException | None, tuple[Any, ...]]:
+        """What the join that a message has waited for comes to: an error when a member has failed, else the message's arguments after the members' results."""
+        assert message.joined is not None
+        arrivals = self.joins.arrivals(message.joined)
+        if not arrivals and message.joined not in self.joins.joins([message.joined]):
+            return ChordError(
+                f"The results of join {message.joined}, which {message.task}[{message.id}] waited for, are not kept any more (result_expires)."
+            ), args
+        for member in arrivals:
+            if member.failed:
+                return chord_error(member), args
+        return None, args if message.immutable else ([decode_value(member.result) for member in arrivals], *args)
+
     def _acknowledge(self, delivery: Delivery) -> bool:
         """At most once: out of the engine before the first line runs. False: it is not ours any more."""
-        done = Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt)
+        assert delivery.message is not None
+        done = Settlement(
+            id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt, leaves=delivery.message.joined
+        )
         return not self.broker.settle([done])
 
     def _announce_start(self, delivery: Delivery, request: Request, lease: Lease | None) -> None:
@@ -325,7 +379,7 @@ class Executor:
             date_done=datetime.now(UTC) if state in states.READY_STATES else None,
             children=request.children_as_tuples(),
             name=message.task,
-            args=message.argsrepr,
+            args=message.argsrepr if message.joined is None else short_repr(request.args),
             kwargs=message.kwargsrepr,
             worker=self.hostname,
             queue=message.queue,
@@ -373,6 +427,24 @@ def _shown(error: BaseException | None) -> str:
         return repr(error)[:500]
     except Exception as problem:
         return f"{type(error).__name__}, whose repr() raises {type(problem).__name__}"
+
+
+_NOTHING_FOLLOWS = Advance()
+
+
+def _has_followers(request: Request, outcome: Outcome) -> bool:
+    """Whether anything comes of this task's end but its own record."""
+    if request.message.join is not None or outcome.replaced_by is not None:
+        return True
+    get = request.embed.get
+    return bool(get("callbacks") or get("errbacks") or get("chain"))
+
+
+def _left(message: Message, verdict: Verdict, changed: Message | None) -> str | None:
+    """The join whose results this message does not need any more."""
+    if verdict is Verdict.DONE or (verdict is Verdict.RETRY and changed is not None and changed.joined is None):
+        return message.joined
+    return None
 
 
 def _released(delivery: Delivery, pause_seconds: float) -> Settlement:

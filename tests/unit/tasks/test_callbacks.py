@@ -9,9 +9,9 @@ import pytest
 from celeriac import Celeriac, Task
 from celeriac.core.message import Message
 from celeriac.core.serialize import decode_body
-from celeriac.tasks.callbacks import failure_follow_ups
+from celeriac.tasks.callbacks import follow_ups
 from celeriac.tasks.request import Request
-from celeriac.tasks.run import call, follow_ups
+from celeriac.tasks.run import call
 
 
 def ended(app: Celeriac, task: Task[..., Any], *args: Any, **options: Any) -> list[Message]:
@@ -19,7 +19,7 @@ def ended(app: Celeriac, task: Task[..., Any], *args: Any, **options: Any) -> li
     decoded, kwargs, embed = decode_body(message)
     request = Request(message, decoded, kwargs, embed, hostname="w")
     outcome = call(task, request)
-    return follow_ups(task, request, outcome, app.producer)
+    return follow_ups(task, request, outcome, app.producer).messages
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_callbacks_get_the_result_first(app: Celeriac, work: Task[..., Any]) -> 
 def test_what_follows_are_children_of_the_task(app: Celeriac, work: Task[..., Any]) -> None:
     message = app.producer.message(work.name, (5,), {}, task=work, options={"link": work.s()})
     request = Request(message, *decode_body(message), hostname="w")
-    (follow_up,) = follow_ups(work, request, call(work, request), app.producer)
+    (follow_up,) = follow_ups(work, request, call(work, request), app.producer).messages
     assert [child.id for child in request.children] == [follow_up.id]
 
 
@@ -129,14 +129,3 @@ def test_an_errback_that_raises_is_logged(app: Celeriac, work: Task[..., Any], c
 
     assert ended(app, work, 0, link_error=broken.s()) == []
     assert "in the errback" in caplog.text
-
-
-def test_a_supervisor_sends_all_errbacks(app: Celeriac, work: Task[..., Any]) -> None:
-    @app.task
-    def new(request: Any, exc: Any, traceback: Any) -> None:
-        raise AssertionError("user code in the supervisor")
-
-    message = app.producer.message(work.name, (1,), {}, options={"link_error": new.s(), "task_id": "w"})
-    request = Request(message, *decode_body(message), hostname="w")
-    (sent,) = failure_follow_ups({}, request, ValueError(), None, app.producer)
-    assert (sent.task, decode_body(sent)[0]) == (new.name, ("w",))
