@@ -328,7 +328,7 @@ class Producer:
         Raises: EnqueueError: none of them is in any queue.
         """
         if events.before_task_publish.receivers:
-            messages = [_announce(message, retry_policy) for message in messages]
+            messages = announced(messages, retry_policy)
         started = time.monotonic()
         try:
             if joins:
@@ -338,14 +338,7 @@ class Producer:
         except (EngineUnavailable, OSError) as problem:
             self._publish_again(messages, joins, problem, started, retry, retry_policy)
         if events.after_task_publish.receivers:
-            for message in messages:
-                events.after_task_publish.send(
-                    sender=message.task,
-                    headers=_headers(message),
-                    body=message.body,
-                    exchange=message.exchange,
-                    routing_key=message.routing_key or message.queue,
-                )
+            tell_published(messages)
 
     def _publish_again(
         self,
@@ -544,6 +537,23 @@ def _headers(message: Message) -> dict[str, Any]:
         "stamps": message.stamps,
         **message.headers,
     }
+
+
+def announced(messages: Sequence[Message], retry_policy: Mapping[str, Any] | None = None) -> list[Message]:
+    """The messages as the receivers of `before_task_publish` have them: whoever publishes asks them first."""
+    return [_announce(message, retry_policy) for message in messages]
+
+
+def tell_published(messages: Sequence[Message]) -> None:
+    """Sends `after_task_publish`."""
+    for message in messages:
+        events.after_task_publish.send(
+            sender=message.task,
+            headers=_headers(message),
+            body=message.body,
+            exchange=message.exchange,
+            routing_key=message.routing_key or message.queue,
+        )
 
 
 def _announce(message: Message, retry_policy: Mapping[str, Any] | None) -> Message:
