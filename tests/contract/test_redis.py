@@ -36,7 +36,7 @@ class RedisMaker:
         return RedisEngine(self.url, clock=clock, key_prefix=self.prefix, **options)
 
     def corrupt(self, engine: Engine, id: str) -> None:
-        assert self.command(b"HSET", b"body", id.encode(), b'{"id": "broken') == 0
+        assert self.command(b"HSET", b"body", id.encode(), b'0 0 0 0 celery\n{"id": "broken') == 0
 
     def after_kill(self) -> None: ...
 

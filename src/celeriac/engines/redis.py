@@ -23,9 +23,10 @@ A connection belongs to one call at a time and is never shared with a child: aft
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -33,10 +34,11 @@ import msgspec
 
 from ..contracts.broker import Capabilities
 from ..contracts.inspect import Depth, Waiting
+from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
 from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import NodeLost
-from ..core.message import Delivery, Holder, Lease, Message, Record, Revocation, Settlement, Verdict
+from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
 from . import redis_scripts as scripts
 from .redis_wire import Place, Refused, Script, Server, Subscription, bulk, command
@@ -54,8 +56,10 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 _decode_message = msgspec.json.Decoder(Message).decode
 _decode_record = msgspec.json.Decoder(Record).decode
+_decode_arrival = msgspec.json.Decoder(Arrival).decode
 _decode_letter = msgspec.json.Decoder(Letter).decode
 _decode_node = msgspec.json.Decoder(Node).decode
+_DONE = Verdict.DONE
 
 
 def _encode(value: Any) -> str:
@@ -98,12 +102,13 @@ class RedisEngine:
 
     # -- the life of a message -----------------------------------------------------------------------------------
 
-    def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
-        if not messages:
+    def publish(self, messages: Sequence[Message], *, joins: Sequence[Join] = (), timeout_seconds: float | None = None) -> None:
+        if not messages and not joins:
             return
         rows = [_row(message) for message in messages]
-        key = rows[0][0] if len(rows) == 1 else tuple([row[0] for row in rows])
-        self._once(scripts.PUBLISH, key, self._seconds if timeout_seconds is None else timeout_seconds, rows)
+        opens = [_join_row(join) for join in joins]
+        key = rows[0][0] if len(rows) == 1 else (*[row[0] for row in rows], *[row[0] for row in opens])
+        self._once(scripts.PUBLISH, key, self._seconds if timeout_seconds is None else timeout_seconds, rows, opens)
 
     def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
         return self.exchange((), queues, limit=limit, holder=holder)[1]
@@ -111,35 +116,25 @@ class RedisEngine:
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:
         if not settlements:
             return []
-        rows, fast = self._settlement_rows(settlements)
         key = ("settle", *[settlement.id for settlement in settlements])
-        return _texts(self._once(scripts.EXCHANGE, key, self._seconds, None, 0, (), 0, fast, rows)[1])
+        return _texts(self._once(scripts.EXCHANGE, key, self._seconds, None, 0, (), 0, *_settlement_rows(settlements))[1])
 
     def exchange(
         self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder
     ) -> tuple[list[str], list[Delivery]]:
-        rows, fast = self._settlement_rows(settlements)
         names = list(dict.fromkeys(queues)) if len(queues) > 1 else list(queues)
-        quick = None
-        if (
-            (fast or not rows)
-            and len(names) == 1
-            and len(rows) <= scripts.QUICK_LIMIT >= limit
-            and all(row[8] is None or row[8][1] for row in rows)
-        ):
-            quick = (holder.node, holder.process, names[0], limit, rows)
+        rows = _settlement_rows(settlements)
         try:
-            reply = self._once(scripts.EXCHANGE, holder, self._seconds, holder.node, holder.process, names, limit, fast, rows, quick=quick)
+            reply = self._once(scripts.EXCHANGE, holder, self._seconds, holder.node, holder.process, names, limit, *rows)
         except Refused as refusal:
             if refusal.code == "NODELOST":
                 raise NodeLost(holder.node) from None
             raise
-        return _texts(reply[1]), _deliveries(reply)
+        return _texts(reply[1]), _deliveries(reply, holder.node)
 
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
-        reply = self._run(scripts.HELD, node)
-        rows = sorted(zip(reply[2], reply[3], reply[4], strict=True), key=lambda row: _unpack(row[1])[9])
-        deliveries = _deliveries([reply[0], (), *zip(*rows, strict=True), reply[5]]) if rows else []
+        deliveries = _deliveries(self._run(scripts.HELD, node), node)
+        deliveries.sort(key=lambda delivery: _Lease(delivery.receipt).order)
         return [delivery for delivery in deliveries if process in (None, delivery.lease.holder.process)]
 
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
@@ -147,7 +142,8 @@ class RedisEngine:
         for revocation in revocations:
             letter = Letter(method="terminate", arguments={"task_id": revocation.id, "signal": revocation.signal})
             record = _record_row(revocation.record) if revocation.record is not None else None
-            rows.append((revocation.id, record, _encode(letter) if revocation.terminate else None))
+            arrival = _arrival_row(revocation.arrival) if revocation.arrival is not None else None
+            rows.append((revocation.id, record, arrival, _encode(letter) if revocation.terminate else None))
         if not rows:
             return {}
         answers = _texts(self._run(scripts.REVOKE, rows, self._revokes_expire_seconds, LETTER_SECONDS))
@@ -194,7 +190,7 @@ class RedisEngine:
 
     def store(self, records: Sequence[Record], *, lease: Lease | None = None) -> list[str]:
         rows = [_record_row(record) for record in records]
-        fence = (lease.holder.node, lease.holder.process, lease.token) if lease is not None else None
+        fence = (lease.holder.node, _fence(lease)) if lease is not None else None
         return _texts(self._run(scripts.STORE, rows, fence)) if rows else []
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Record]:
@@ -212,6 +208,45 @@ class RedisEngine:
     def prune(self, limit: int = 1000) -> int:
         """Results expire by themselves, by the server's clock. With a clock of its own the engine removes them."""
         return int(self._run(scripts.PRUNE, limit))
+
+    # -- joins ---------------------------------------------------------------------------------------------------
+
+    def seal(self, id: str, size: int) -> None:
+        self._run(scripts.SEAL, id, size)
+
+    def joins(self, ids: Sequence[str]) -> dict[str, JoinState]:
+        found = self._run(scripts.JOINS, list(ids)) if ids else ()
+        return {
+            id: JoinState(id=id, size=int(size) if size is not None else None, arrived=int(arrived), failed=int(failed))
+            for id, (size, arrived, failed) in zip(ids, found, strict=True)
+            if arrived is not None
+        }
+
+    def arrivals(self, id: str) -> list[Arrival]:
+        found = self._run(scripts.ARRIVALS, id)
+        # The arrivals are those whose field is a number.
+        rows = [(int(found[at]), found[at + 1]) for at in range(0, len(found), 2) if found[at][:1] <= b"9"]
+        return [_decode_arrival(text) for _, text in sorted(rows)]
+
+    def arrive(
+        self,
+        arrivals: Sequence[Arrival],
+        *,
+        opens: Sequence[Join] = (),
+        enlarges: Mapping[str, int] | None = None,
+        seals: Mapping[str, int] | None = None,
+    ) -> list[Message]:
+        rows = [_arrival_row(arrival) for arrival in arrivals]
+        opened = [_join_row(join) for join in opens]
+        enlarged, sealed = list((enlarges or {}).items()), list((seals or {}).items())
+        key = ("arrive", *[(row[0], row[1]) for row in rows], *[row[0] for row in opened], *enlarged, *sealed)
+        texts = self._once(scripts.ARRIVE, key, self._seconds, rows, opened, enlarged, sealed)
+        then = [_decode_message(text.partition(b"\n")[2]) for text in texts]
+        return list({message.id: message for message in then}.values())
+
+    def leave(self, ids: Sequence[str]) -> None:
+        if ids:
+            self._once(scripts.LEAVE, ("leave", *ids), self._seconds, list(ids))
 
     # -- what people see -----------------------------------------------------------------------------------------
 
@@ -234,21 +269,11 @@ class RedisEngine:
     def peek(self, queue: str, *, state: str = "ready", limit: int = 100, offset: int = 0) -> list[Waiting]:
         if state not in ("ready", "scheduled", "leased", "dead"):
             raise ValueError(f"There is no state {state!r} of a message; there are ready, scheduled, leased, dead.")
-        ids, metas, bodies, scores = self._run(scripts.PEEK, queue, state, max(0, offset), max(0, limit))
-        return [
-            _dead(id.decode(), meta, body) if state == "dead" else _waiting(id.decode(), meta, body, score)
-            for id, meta, body, score in zip(ids, metas, bodies, scores, strict=True)
-            if meta is not None
-        ]
+        return [_waiting(row, queue) for row in self._run(scripts.PEEK, queue, state, max(0, offset), max(0, limit)) if row[1] is not None]
 
     def find(self, ids: Sequence[str]) -> dict[str, Waiting]:
-        found: dict[str, Waiting] = {}
-        for id, row in zip(ids, self._run(scripts.FIND, list(ids)) if ids else (), strict=True):
-            if row is None:
-                continue
-            meta, body, due, ahead = row
-            found[id] = _dead(id, meta, body) if due == b"dead" else _waiting(id, meta, body, due, ahead if ahead >= 0 else None)
-        return found
+        found = self._run(scripts.FIND, list(ids)) if ids else ()
+        return {id: _waiting(row) for id, row in zip(ids, found, strict=True) if row is not None}
 
     def revoked(self) -> list[str]:
         return _texts(self._run(scripts.REVOKED))
@@ -316,14 +341,9 @@ class RedisEngine:
         request = script.head + bulk(self._arguments(arguments))
         return self._server.ask(lambda again: request, self._seconds, script)
 
-    def _once(self, text: str, key: Any, seconds: float, *arguments: Any, quick: tuple[Any, ...] | None = None) -> Any:
-        """A script that must not happen twice: a repeat bears the same pen and number, also when it is the caller who repeats. `key` says that it is one.
-
-        With `quick`, the first try is of the script QUICK with these arguments.
-        """
+    def _once(self, text: str, key: Any, seconds: float, *arguments: Any) -> Any:
+        """A script that must not happen twice: a repeat bears the same pen and number, also when it is the caller who repeats. `key` says that it is one."""
         script = self._script(text, 4)
-        first = script if quick is None else self._script(scripts.QUICK, 4)
-        start = first.head + bulk(self._arguments(arguments if quick is None else quick))
         unsure = self._unsure.pop(key, None) if self._unsure else None
         if unsure is not None:
             pen = unsure[0]
@@ -333,16 +353,13 @@ class RedisEngine:
                 pen.number += 1
             except IndexError:
                 pen = _Pen()
-        signature = pen.signature()
+        signed = script.head + bulk(self._arguments(arguments)) + pen.signature()
 
         def request(again: bool) -> bytes:
-            if not again:
-                return start + signature + b"$0\r\n\r\n"
-            begin = start if quick is None else script.head + bulk(self._arguments(arguments))
-            return begin + signature + b"$1\r\n1\r\n"
+            return signed + (b"$1\r\n1\r\n" if again else b"$0\r\n\r\n")
 
         try:
-            reply = self._server.ask(request, seconds, first, again=unsure is not None, repeat=script)
+            reply = self._server.ask(request, seconds, script, again=unsure is not None)
         except Refused:
             # It has not happened, so the pen is free; a repeat that was refused is still one.
             if unsure is not None:
@@ -367,38 +384,6 @@ class RedisEngine:
         request = command(b"BZPOPMIN", *keys, b"%.3f" % seconds)
         reply = self._server.ask(lambda again: request, self._seconds, blocked_seconds=seconds)
         return None if reply is None else reply[1]
-
-    def _settlement_rows(self, settlements: Sequence[Settlement]) -> tuple[list[Any], bool]:
-        """As the script wants them, and whether they can take the fast way."""
-        rows: list[Any] = []
-        fast = bool(settlements)
-        node = None
-        for settlement in settlements:
-            lease, verdict, record = settlement.lease, settlement.verdict, settlement.record
-            record_row = _record_row(record) if record is not None else None
-            if lease is None:
-                fast = False
-                holder: tuple[Any, Any, Any] = (None, 0, 0)
-            else:
-                holder = (lease.holder.node, lease.holder.process, lease.token)
-                node = node or holder[0]
-            message = settlement.message
-            message_row = _row(message) if message is not None else None
-            follow_ups = [_row(follow_up) for follow_up in settlement.follow_ups] if settlement.follow_ups else None
-            if verdict is not Verdict.DONE:
-                fast = False
-                if verdict is Verdict.RETRY and message_row is None:
-                    message_row = self._as_it_was(settlement.id)
-            elif follow_ups or holder[0] != node:
-                fast = False
-            rows.append(
-                (settlement.id, verdict.value, *holder, settlement.reason, settlement.delay_seconds, message_row, record_row, follow_ups)
-            )
-        return rows, fast and len({row[0] for row in rows}) == len(rows)
-
-    def _as_it_was(self, id: str) -> Any:
-        found = self._run(scripts.FIND, [id])[0]
-        return _row(_decode_message(found[1])) if found is not None else None
 
     def _after_fork_in_child(self) -> None:
         self._pens = deque()
@@ -425,18 +410,96 @@ class _Pen:
 
 def _row(message: Message) -> tuple[str, str, int, float | None, float | None, str]:
     """A new message, as the scripts want it."""
-    eta = message.eta
+    eta, queue, priority = message.eta, message.queue, message.priority
+    head = _HEADS.get((priority, queue))
+    if head is None:
+        head = _new_head(priority, queue)
     return (
         message.id,
-        message.queue,
-        message.priority,
+        queue,
+        priority,
         message.delay_seconds,
         eta.timestamp() if eta is not None else None,
-        _encode(message),
+        head + _encode(message),
     )
 
 
+_HEADS: dict[tuple[int, str], str] = {}
+
+
+def _new_head(priority: int, queue: str) -> str:
+    escaped = queue.replace("\\", "\\\\").replace("\n", "\\n")
+    if len(_HEADS) >= 1000:
+        _HEADS.clear()
+    return _HEADS.setdefault((priority, queue), f"0 0 0 {priority} {escaped}\n")
+
+
+def _settlement_rows(settlements: Sequence[Settlement]) -> tuple[tuple[str, list[str], list[str], list[str | None]] | None, list[Any]]:
+    """As the script wants them: those that only end one of one node's messages, in columns, and all others."""
+    ids: list[str] = []
+    leases: list[str] = []
+    records: list[str | None] = []
+    slow: list[Settlement] = []
+    node = None
+    for settlement in settlements:
+        lease, receipt, record = settlement.lease, settlement.receipt, settlement.record
+        if (
+            settlement.verdict is _DONE
+            and lease is not None
+            and type(receipt) is str
+            and not (settlement.follow_ups or settlement.arrival or settlement.opens or settlement.enlarges)
+            and settlement.leaves is None
+            and not settlement.more_records
+            and (node is None or lease.holder.node == node)
+            and receipt.startswith(_fence(lease))
+            and (record is None or (record.status in READY_STATES and record.task_id == settlement.id))
+        ):
+            node = lease.holder.node
+            ids.append(settlement.id)
+            leases.append(receipt)
+            records.append(None if record is None else _record_text(record))
+        else:
+            slow.append(settlement)
+    if node is None:
+        return None, [_settlement_row(settlement) for settlement in slow]
+    if len(set(ids)) < len(ids):
+        return None, [_settlement_row(settlement) for settlement in settlements]
+    return (node, ids, leases, records), [_settlement_row(settlement) for settlement in slow]
+
+
+def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
+    lease = settlement.lease
+    records = [*([settlement.record] if settlement.record is not None else ()), *settlement.more_records]
+    return (
+        settlement.id,
+        settlement.verdict.value,
+        lease.holder.node if lease is not None else None,
+        _fence(lease) if lease is not None else None,
+        settlement.reason,
+        settlement.delay_seconds,
+        _row(settlement.message) if settlement.message is not None else None,
+        [_record_row(record) for record in records],
+        [_row(message) for message in settlement.follow_ups],
+        [_join_row(join) for join in settlement.opens],
+        list(settlement.enlarges.items()),
+        _arrival_row(settlement.arrival) if settlement.arrival is not None else None,
+        settlement.leaves,
+    )
+
+
+def _join_row(join: Join) -> tuple[str, int | None, list[Any]]:
+    return (join.id, join.size, [_row(message) for message in join.then])
+
+
+def _arrival_row(arrival: Arrival) -> tuple[str, str, str, bool]:
+    return (arrival.join, str(arrival.index), _encode(arrival), arrival.failed)
+
+
 def _record_row(record: Record) -> tuple[str, bool, str]:
+    return (record.task_id, record.status in READY_STATES, _record_text(record))
+
+
+def _record_text(record: Record) -> str:
     """The record as JSON, with the fields that Celery's clients expect to find whatever they hold."""
     body = _encode(record)
     missing = ""
@@ -448,7 +511,7 @@ def _record_row(record: Record) -> tuple[str, bool, str]:
         missing += ',"children":[]'
     if record.date_done is None:
         missing += ',"date_done":null'
-    return (record.task_id, record.status in READY_STATES, f"{body[:-1]}{missing}}}" if missing else body)
+    return f"{body[:-1]}{missing}}}" if missing else body
 
 
 def _read_record(id: str, body: bytes) -> Record:
@@ -471,72 +534,118 @@ def _read_record(id: str, body: bytes) -> Record:
     return msgspec.structs.replace(record, result=msgspec.Raw(bytes(found["result"]))) if "result" in found else record
 
 
-def _deliveries(reply: Any) -> list[Delivery]:
-    ids = reply[2]
-    if not ids:
+def _fence(lease: Lease) -> str:
+    """How the text of this lease begins."""
+    key = (lease.holder.process, lease.token)
+    fence = _FENCES.get(key)
+    if fence is None:
+        if len(_FENCES) >= 1000:
+            _FENCES.clear()
+        fence = _FENCES[key] = f"{key[0]} {key[1]} "
+    return fence
+
+
+_FENCES: dict[tuple[int, int], str] = {}
+
+
+class _Lease:
+    """What the text of a lease says."""
+
+    def __init__(self, text: str) -> None:
+        process, token, place, number, _ = text.split(" ", 4)
+        self.process, self.token, self.place = int(process), int(token), float(place)
+        self.order = (int(number), self.place)
+
+
+def _since(place: float) -> float:
+    """When what has this place became ready."""
+    return place % scripts.BAND / scripts.TICKS
+
+
+def _deliveries(reply: Any, node: str) -> list[Delivery]:
+    leases = reply[2]
+    if not leases:
         return []
     now = float(reply[0])
-    revoked = set(reply[5]) if reply[5] else ()
+    revoked = set(reply[4]) if reply[4] else ()
+    holders: dict[int, Holder] = {}
     deliveries = []
-    for id, meta, body in zip(ids, reply[3], reply[4], strict=True):
-        queue, _, place, token, crashes, interruptions, node, process, revocation, _ = _unpack(meta)
-        message, error = _decode(body)
+    pairs = iter(leases)
+    for id, lease, body in zip(pairs, pairs, reply[3], strict=True):
+        receipt = lease.decode()
+        process, token, place, _ = receipt.split(" ", 3)
+        holder = holders.get(process)
+        if holder is None:
+            holder = holders[process] = Holder(node, int(process))
+        queue, crashes, interruptions, text = _read(body)
+        message, error = _decode(text)
         expires = message.expires if message is not None else None
         deliveries.append(
             Delivery(
                 id=id.decode(),
                 queue=queue,
-                lease=Lease(Holder(node, process), token),
+                lease=Lease(holder, int(token)),
+                receipt=receipt,
                 message=message,
                 crashes=crashes,
                 interruptions=interruptions,
-                waiting_since=int(place[:17]) / 1e6,
+                waiting_since=_since(float(place)),
                 expired=expires is not None and now > expires.timestamp(),
-                revoked=bool(revocation) or id in revoked,
-                raw_message=b"" if message is not None else body or b"",
+                revoked=id in revoked,
+                raw_message=b"" if message is not None else text,
                 error=error,
             )
         )
     return deliveries
 
 
-def _decode(body: bytes | None) -> tuple[Message | None, str]:
+def _read(body: bytes) -> tuple[str, int, int, bytes]:
+    """Queue, crashes, interruptions, and the message as JSON."""
+    head, _, text = body.partition(b"\n")
+    known = _READ.get(head)
+    if known is None:
+        if len(_READ) >= 1000:
+            _READ.clear()
+        try:
+            _, crashes, interruptions, _, queue = head.decode().split(" ", 4)
+            known = (re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], queue), int(crashes), int(interruptions))
+        except ValueError:
+            return "", 0, 0, body
+        _READ[head] = known
+    return *known, text
+
+
+_READ: dict[bytes, tuple[str, int, int]] = {}
+
+
+def _decode(text: bytes) -> tuple[Message | None, str]:
     try:
-        return _decode_message(body or b""), ""
+        return _decode_message(text), ""
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return None, f"The stored message cannot be decoded: {error}"
 
 
-def _waiting(id: str, meta: bytes, body: bytes | None, due: bytes, ahead: int | None = None) -> Waiting:
-    queue, _, place, _, crashes, interruptions, node, process, _, _ = _unpack(meta)
-    return Waiting(
-        id=id,
-        queue=queue,
-        state="leased" if node else "scheduled" if due else "ready",
-        message=_decode(body)[0],
-        due_at=float(due) if due else None,
-        waiting_since=int(place[:17]) / 1e6,
-        ahead=ahead,
-        node=node or None,
-        process=process if node else None,
-        crashes=crashes,
-        interruptions=interruptions,
-    )
-
-
-def _dead(id: str, meta: bytes, body: bytes | None) -> Waiting:
-    queue, _, place, _, crashes, interruptions, reason, died_at = _unpack(meta)
-    return Waiting(
-        id=id,
-        queue=queue,
-        state="dead",
-        message=_decode(body)[0],
-        waiting_since=int(place[:17]) / 1e6,
-        crashes=crashes,
-        interruptions=interruptions,
-        reason=reason,
-        died_at=float(died_at),
-    )
+def _waiting(row: Any, asked_queue: str = "") -> Waiting:
+    id, body, state, told, *more = row
+    queue, crashes, interruptions, text = _read(body)
+    fields: dict[str, Any] = {"crashes": crashes, "interruptions": interruptions}
+    match state:
+        case b"ready":
+            fields |= {"waiting_since": _since(float(told)), "ahead": more[0] if more else None}
+        case b"scheduled":
+            fields |= {"due_at": float(told)}
+        case b"leased":
+            fields |= {"waiting_since": _since(float(told)), "node": more[0].decode(), "process": more[1]}
+        case _:
+            queue, place, _, crashes, interruptions, reason, died_at = _unpack(told)
+            fields = {
+                "crashes": crashes,
+                "interruptions": interruptions,
+                "reason": reason,
+                "died_at": float(died_at),
+                "waiting_since": _since(place),
+            }
+    return Waiting(id=id.decode(), queue=queue or asked_queue, state=state.decode(), message=_decode(text)[0], **fields)
 
 
 def _texts(values: Iterable[bytes]) -> list[str]:

@@ -3,35 +3,42 @@
 KEYS: what our names begin with; what the names of results begin with.
 ARGV: the verb's arguments; and for the verbs that must not happen twice a pen, its number, and "1" when it may be a repeat.
 
-body    id → the message                                 nodes    node → its registration, JSON
-meta    id → {queue, priority, place, token, crashes,    leases   node, by when its lease runs out
-        interruptions, node, process, revocation,        holders  nodes that may hold something
-        number of its reservation}, of waiting ones      l:node   the same as meta, of those that the node holds
-r:queue place..id, by -priority: the ready ones
-s:queue id, by when it is due                            revokes  id, by until when it is remembered
+body    id → "token crashes interruptions priority      nodes    node → its registration, JSON
+        queue", a new line, the message as JSON          leases   node, by when its lease runs out
+r:queue id, by place: the ready ones                     holders  nodes that may hold something
+s:queue priority..id, by when it is due                  l:node   id → "process token place number queue node": its lease
+since   id → place, of those that were released for a    ending   id → what to do when this leased one comes back: it was revoked
+        later time                                       revokes  id, by until when it is remembered
 d:queue id, in the order of death                        paused   queue → who paused it
-dead    id → meta, reason, time                          queues   names of queues that may hold something
-deadbody id → the message                                w:queue  "!" something is ready, "~" something comes due earlier than was known
+dead    id → what is known of it, reason, time           queues   names of queues that may hold something
+deadbody id → as in body                                 w:queue  "!" something is ready, "~" something comes due earlier than was known
 b:, bw:address  letters, and their token                 p:, x:pen  what a pen did last
+j:join  size, enlarged (by how many, before it had a size), arrived, failed, then, left (how many have still to leave), by (whose arrival completed it),
+        and index → arrival
 
 first   does not exist. A script whose first write needs no memory may go on when the server has none left: so what is there is still worked off, and leases
         are renewed, while new tasks are refused.
 
-A place is a moment in microseconds and a number, both of fixed width: so places compare as text, over all queues.
+A place is a number: when the message became ready, in ticks of 10 µs, less a BAND for each step of priority. So the first place is the best, then the oldest, and
+no two messages that were published have the same one. All of it fits into the 53 bits that a score has.
+
+Reserving and settling does as little as it can for each message: what a script leaves to Lua's collector costs more than what it asks of Redis. So a lease lies beside the message,
+which is not written again, and a settlement that only ends a message is three strings in three lists (`fast`).
 """
 
 from __future__ import annotations
 
 PEN_SECONDS = 60
 """How long a repeat is known for one."""
-QUICK_LIMIT = 500
-"""With how many messages QUICK may be asked: Lua can hand over some thousand values to a command."""
+TICKS = 100_000
+"""In a second."""
+BAND = 900_000_000_000_000
 
 HEAD = (
-    f"local PEN_SECONDS = {PEN_SECONDS}"
+    f"local PEN_SECONDS, TICKS, BAND = {PEN_SECONDS}, {TICKS}, {BAND}"
     + """
-local P, R, call, pack = KEYS[1], KEYS[2], redis.call, cmsgpack.pack
-local open, format, BODY, META = cmsgpack.unpack, string.format, KEYS[1] .. 'body', KEYS[1] .. 'meta'
+local P, R, call, pack, open, format = KEYS[1], KEYS[2], redis.call, cmsgpack.pack, cmsgpack.unpack, string.format
+local BODY = P .. 'body'
 local A = open(ARGV[1])
 local now, mono, ttl, index = A[1], A[2], A[3], A[4]
 if not now then
@@ -39,20 +46,17 @@ if not now then
   now = t[1] + t[2] / 1000000
   mono = now
 end
+local wakes = {}
+local function tick(at) return math.min(math.floor(at * TICKS), BAND - 1) end
+-- Lua hands over some thousand values at most.
 local function each(command, key, things)
-  for i = 1, #things, 1000 do call(command, key, unpack(things, i, math.min(i + 999, #things))) end
-end
-local function holding(id)
-  for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
-    local packed = call('HGET', P .. 'l:' .. node, id)
-    if packed then return packed, P .. 'l:' .. node end
-  end
+  for i = 1, #things, 2000 do call(command, key, unpack(things, i, math.min(i + 1999, #things))) end
 end
 local function many(command, key, things)
-  if #things <= 1000 then return #things == 0 and {} or call(command, key, unpack(things)) end
+  if #things <= 2000 then return #things == 0 and {} or call(command, key, unpack(things)) end
   local found = {}
-  for i = 1, #things, 1000 do
-    local part = call(command, key, unpack(things, i, math.min(i + 999, #things)))
+  for i = 1, #things, 2000 do
+    local part = call(command, key, unpack(things, i, math.min(i + 1999, #things)))
     for j = 1, #part do found[#found + 1] = part[j] or false end
   end
   return found
@@ -60,45 +64,63 @@ end
 """
 )
 
-# → ready, or scheduled.
-PUBLISHING = """
-local wakes, number, spare, block = {}, 0, 0, 1
-local function place_at(at)
-  if spare == 0 then
-    spare = block
-    number = call('INCRBY', P .. 'n', block) - block
-  end
-  spare, number = spare - 1, number + 1
-  return format('%017.0f%015.0f', at * 1000000, number)
+# What the texts say: of a message, and of a lease.
+READING = """
+local function read_head(text)
+  local token, crashes, interruptions, priority, queue = text:match('^(%d+) (%d+) (%d+) (%d+) ([^\\n]*)\\n')
+  if queue and queue:find('\\\\', 1, true) then queue = queue:gsub('\\\\(.)', {n = '\\n', ['\\\\'] = '\\\\'}) end
+  return queue, tonumber(priority), tonumber(token), tonumber(crashes), tonumber(interruptions)
 end
-local function ready(queue, priority, place, id)
-  call('ZADD', P .. 'r:' .. queue, -priority, place .. id)
+local function read_lease(text)
+  local process, token, place, number, length, at = text:match('^(%d+) (%d+) (%S+) (%d+) (%d+) ()')
+  return text:sub(at, at + length - 1), tonumber(place), tonumber(process), tonumber(token), tonumber(number)
+end
+local function holding(id)
+  for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
+    local lease = call('HGET', P .. 'l:' .. node, id)
+    if lease then return lease, node end
+  end
+end
+"""
+
+# → ready, or scheduled. What is ready or comes due is announced at the end.
+PUBLISHING = """
+local last
+local later = 0
+local function new_place(priority)
+  last = math.max((last or tonumber(call('GET', P .. 'n') or 0)) + 1, tick(now))
+  return last - priority * BAND
+end
+local function priority_of(place) return 0 - math.floor(place / BAND) end
+local function ready(queue, place, id)
+  call('ZADD', P .. 'r:' .. queue, place, id)
   wakes[queue] = '!'
 end
-local function schedule(queue, id, due)
+local function schedule(queue, priority, id, due)
   local first = call('ZRANGE', P .. 's:' .. queue, 0, 0, 'WITHSCORES')[2]
-  call('ZADD', P .. 's:' .. queue, due, id)
+  call('ZADD', P .. 's:' .. queue, due, priority .. id)
   if not wakes[queue] then wakes[queue] = '' end
   if wakes[queue] == '' and (not first or due < tonumber(first)) then wakes[queue] = '~' end
 end
 local function publish(row, token)
-  local id, queue = row[1], row[2]
-  if call('HSETNX', BODY, id, row[6]) == 0 then return end
-  local due, at = row[5], now
+  local id, queue, priority, due = row[1], row[2], row[3], row[5]
+  if call('HSETNX', BODY, id, token and token .. row[6]:sub(2) or row[6]) == 0 then return end
   if row[4] then due = now + row[4] end
-  local later = due and due > now
-  if later then at = due end
-  local place = place_at(at)
-  call('HSET', META, id, pack({queue, row[3], place, token, 0, 0, false, 0, false, 0}))
-  if later then schedule(queue, id, due) else ready(queue, row[3], place, id) end
-end
-local function announce()
-  if not next(wakes) then return end
-  local some_paused = call('EXISTS', P .. 'paused') == 1
-  for queue, token in pairs(wakes) do
-    call('SADD', P .. 'queues', queue)
-    if token ~= '' and not (some_paused and call('HEXISTS', P .. 'paused', queue) == 1) then call('ZADD', P .. 'w:' .. queue, 0, token) end
+  if due and due > now then
+    -- Those of one list with the same time come in its order: that is the smallest step between two times that a score can tell apart.
+    schedule(queue, priority, id, due + later / 4194304)
+    later = later + 1
+  else
+    ready(queue, new_place(priority), id)
   end
+end
+"""
+
+KEEPING = "if last then call('SET', P .. 'n', format('%.0f', last)) end\n"
+ANNOUNCING = """
+for queue, token in pairs(wakes) do
+  call('SADD', P .. 'queues', queue)
+  if token ~= '' and call('HEXISTS', P .. 'paused', queue) == 0 then call('ZADD', P .. 'w:' .. queue, 0, token) end
 end
 """
 
@@ -121,30 +143,118 @@ local function store(record)
 end
 """
 
+# Each of these but `enlarge` and `leave_join` returns the rows that are to be published now. With `again` a call that is repeated gets them again, if it was this that completed the join.
+JOINING = """
+local NOTHING, OPENED, SEALED = {}, '-1', '-2'
+local function touch(key, id)
+  if ttl then call('PEXPIRE', key, ttl) end
+  if index then call('ZADD', P .. 'joined', now, id) end
+end
+local function completed(key, by, again)
+  local found = call('HMGET', key, 'by', 'size', 'arrived')
+  if found[1] then
+    if not (again and found[1] == by) then return NOTHING end
+  elseif not found[2] or tonumber(found[3]) < tonumber(found[2]) then
+    return NOTHING
+  else
+    call('HSET', key, 'by', by)
+  end
+  return open(call('HGET', key, 'then'))
+end
+local function open_join(j, again)
+  local id, key = j[1], P .. 'j:' .. j[1]
+  if call('HSETNX', key, 'then', pack(j[3])) == 1 then
+    call('HSET', key, 'arrived', 0, 'failed', 0, 'left', math.max(1, #j[3]))
+    if j[2] then call('HSET', key, 'size', j[2]) end
+    touch(key, id)
+  end
+  return completed(key, OPENED, again)
+end
+local function enlarge(id, more)
+  local key = P .. 'j:' .. id
+  local found = call('HMGET', key, 'then', 'by', 'size')
+  if not found[1] or found[2] then return end
+  call('HINCRBY', key, found[3] and 'size' or 'enlarged', more)
+  touch(key, id)
+end
+local function seal(id, size, again)
+  local key = P .. 'j:' .. id
+  local found = call('HMGET', key, 'arrived', 'size', 'enlarged')
+  if not found[1] then return NOTHING end
+  if not found[2] then
+    call('HSET', key, 'size', size + (found[3] or 0))
+    touch(key, id)
+  end
+  return completed(key, SEALED, again)
+end
+local function arrive(a, again)
+  local id, key = a[1], P .. 'j:' .. a[1]
+  if call('EXISTS', key) == 0 then return NOTHING end
+  if call('HSETNX', key, a[2], a[3]) == 1 then
+    call('HINCRBY', key, 'arrived', 1)
+    if a[4] then call('HINCRBY', key, 'failed', 1) end
+    touch(key, id)
+  end
+  return completed(key, a[2], again)
+end
+local function leave_join(id)
+  local key = P .. 'j:' .. id
+  if call('EXISTS', key) == 0 then return end
+  if call('HINCRBY', key, 'left', -1) > 0 then
+    touch(key, id)
+  else
+    call('UNLINK', key)
+    if index then call('ZREM', P .. 'joined', id) end
+  end
+end
+"""
+
 # leased → somewhere else.
 MOVING = """
-local function end_revoked(id, m)
-  call('HDEL', BODY, id)
-  if type(m[9]) == 'table' then store(m[9]) end
+local function publish_all(rows)
+  for i = 1, #rows do publish(rows[i]) end
 end
-local function give_back(id, m, crashed, delay)
-  if crashed then m[5] = m[5] + 1 else m[6] = m[6] + 1 end
-  m[7], m[8], m[10] = false, 0, 0
-  call('HSET', META, id, pack(m))
-  if delay > 0 then schedule(m[1], id, now + delay) else ready(m[1], m[2], m[3], id) end
+local function conclude(record, arrival)
+  if record then store(record) end
+  if arrival then publish_all(arrive(arrival)) end
+end
+local function is_revoked(id) return call('HEXISTS', P .. 'ending', id) == 1 end
+local function end_revoked(id)
+  local ending = open(call('HGET', P .. 'ending', id))
+  call('HDEL', P .. 'ending', id)
+  call('HDEL', BODY, id)
+  conclude(ending[1], ending[2])
+end
+local function give_back(id, queue, place, text, crashed, delay)
+  local token, crashes, interruptions, rest = text:match('^(%d+) (%d+) (%d+)( .*)$')
+  if rest then
+    if crashed then crashes = crashes + 1 else interruptions = interruptions + 1 end
+    text = format('%d %d %d', token + 1, crashes, interruptions) .. rest
+  end
+  call('HSET', BODY, id, text)
+  if delay > 0 then
+    call('HSET', P .. 'since', id, place)
+    schedule(queue, priority_of(place), id, now + delay)
+  else
+    ready(queue, place, id)
+  end
 end
 local function leave(node, crashed)
-  local held, rows, ids = call('HGETALL', P .. 'l:' .. node), {}, {}
-  for i = 1, #held, 2 do rows[#rows + 1] = {held[i], open(held[i + 1])} end
-  table.sort(rows, function(a, b) return a[2][10] < b[2][10] end)
+  local hand = P .. 'l:' .. node
+  local held, rows, ids = call('HGETALL', hand), {}, {}
+  for i = 1, #held, 2 do
+    local queue, place, _, _, number = read_lease(held[i + 1])
+    rows[#rows + 1] = {held[i], queue, place, number}
+  end
+  table.sort(rows, function(a, b) if a[4] ~= b[4] then return a[4] < b[4] end return a[3] < b[3] end)
   call('HDEL', P .. 'nodes', node)
   call('ZREM', P .. 'leases', node)
   call('SREM', P .. 'holders', node)
-  call('DEL', P .. 'l:' .. node)
+  call('DEL', hand)
   for i, row in ipairs(rows) do
-    local id, m = row[1], row[2]
+    local id = row[1]
     ids[i] = id
-    if m[9] then end_revoked(id, m) else give_back(id, m, crashed, 0) end
+    if is_revoked(id) then end_revoked(id) else give_back(id, row[2], row[3], call('HGET', BODY, id) or '', crashed, 0) end
   end
   return ids
 end
@@ -153,17 +263,22 @@ end
 PROMOTING = """
 local function promote(queue)
   local key = P .. 's:' .. queue
-  local due = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 1000)
+  local due = call('ZRANGEBYSCORE', key, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1000)
   if #due == 0 then return end
   call('DEL', P .. 'first')
-  local metas = call('HMGET', META, unpack(due))
-  for i, id in ipairs(due) do
-    if metas[i] then
-      local m = open(metas[i])
-      call('ZADD', P .. 'r:' .. queue, -m[2], m[3] .. id)
-    end
+  local members, ids, places, at = {}, {}, {}, 0
+  for i = 1, #due, 2 do
+    at = math.max(at + 1, tick(tonumber(due[i + 1])))
+    members[#members + 1], ids[#ids + 1] = due[i], due[i]:sub(2)
+    places[i], places[i + 1] = at - due[i]:sub(1, 1) * BAND, ids[#ids]
   end
-  call('ZREM', key, unpack(due))
+  if call('EXISTS', P .. 'since') == 1 then
+    local since = call('HMGET', P .. 'since', unpack(ids))
+    for i = 1, #ids do places[2 * i - 1] = since[i] or places[2 * i - 1] end
+    call('HDEL', P .. 'since', unpack(ids))
+  end
+  call('ZADD', P .. 'r:' .. queue, unpack(places))
+  call('ZREM', key, unpack(members))
 end
 """
 
@@ -173,9 +288,21 @@ PUBLISH = (
     + """
 local pen = P .. 'p:' .. ARGV[2]
 if ARGV[4] == '1' and call('GET', pen) == ARGV[3] then return 0 end
-block = #A[5]
-for _, row in ipairs(A[5]) do publish(row, 0) end
-announce()
+local then_rows = {}
+if #A[6] > 0 then
+"""
+    + JOINING
+    + """
+  for _, j in ipairs(A[6]) do
+    for _, row in ipairs(open_join(j)) do then_rows[#then_rows + 1] = row end
+  end
+end
+for _, row in ipairs(A[5]) do publish(row) end
+for _, row in ipairs(then_rows) do publish(row) end
+"""
+    + KEEPING
+    + ANNOUNCING
+    + """
 call('SET', pen, ARGV[3], 'EX', PEN_SECONDS)
 return 1
 """
@@ -183,298 +310,255 @@ return 1
 
 EXCHANGE = (
     HEAD
-    + PUBLISHING
-    + STORING
-    + MOVING
-    + PROMOTING
     + """
-local node, process, queues, limit, fast, S = A[5], A[6], A[7], A[8], A[9], A[10]
+local node, process, queues, limit, fast, slow = A[5], A[6], A[7], A[8], A[9], A[10]
 if node and call('HEXISTS', P .. 'nodes', node) == 0 then return redis.error_reply('NODELOST The node is not registered.') end
 call('DEL', P .. 'first')
-local pen, done, ids, refused, before = P .. 'x:' .. ARGV[2], {}, {}, {}, nil
+local pen, done, refused, before = P .. 'x:' .. ARGV[2], {}, {}, nil
 if ARGV[4] == '1' then
   local kept = call('GET', pen)
   kept = kept and open(kept)
   if kept and kept[1] == ARGV[3] then
-    before, done = {}, kept[2]
-    for _, id in ipairs(done) do before[id] = true end
-    for _, id in ipairs(kept[3]) do
-      local m = node and call('HGET', P .. 'l:' .. node, id)
-      if m and open(m)[8] == process then ids[#ids + 1] = id end
-    end
+    before, done = kept, kept[2]
+    local settled = {}
+    for _, id in ipairs(done) do settled[id] = true end
+    for _, id in ipairs(fast and fast[2] or {}) do if not settled[id] then refused[#refused + 1] = id end end
+    for _, s in ipairs(slow) do if not settled[s[1]] then refused[#refused + 1] = s[1] end end
   end
-end
-
-local function settle(s)
-  local id, verdict = s[1], s[2]
-  if s[3] then
-    local m = call('HGET', P .. 'l:' .. s[3], id)
-    m = m and open(m)
-    if not m or m[8] ~= s[4] or m[4] ~= s[5] then return false end
-    call('HDEL', P .. 'l:' .. s[3], id)
-    if s[9] then store(s[9]) end
-    if m[9] and verdict ~= 'done' and verdict ~= 'dead' then
-      end_revoked(id, m)
-    elseif verdict == 'done' then
-      call('HDEL', BODY, id)
-    elseif verdict == 'retry' then
-      call('HDEL', BODY, id)
-      publish(s[8], m[4])
-    elseif verdict == 'dead' then
-      local old = call('HGET', P .. 'dead', id)
-      if old then call('ZREM', P .. 'd:' .. open(old)[1], id) end
-      call('HSET', P .. 'dead', id, pack({m[1], m[2], m[3], m[4], m[5], m[6], s[6], now}))
-      call('HSET', P .. 'deadbody', id, call('HGET', BODY, id))
-      call('ZADD', P .. 'd:' .. m[1], call('INCR', P .. 'deaths'), id)
-      call('SADD', P .. 'queues', m[1])
-      call('HDEL', BODY, id)
-    else
-      if s[8] then
-        m[1], m[2] = s[8][2], s[8][3]
-        call('HSET', BODY, id, s[8][6])
-      end
-      give_back(id, m, verdict == 'crashed', verdict == 'released' and s[7] or 0)
-    end
-  elseif s[9] then
-    store(s[9])
-  end
-  for _, row in ipairs(s[10] or {}) do publish(row, 0) end
-  return true
 end
 
 if fast and not before then
   -- All of one node, all done, nothing follows.
-  local things, gone, hand = {}, {}, P .. 'l:' .. S[1][3]
-  for i = 1, #S do things[i] = S[i][1] end
-  local metas = many('HMGET', hand, things)
-  for i, s in ipairs(S) do
-    local m = metas[i] and open(metas[i])
-    if m and m[8] == s[4] and m[4] == s[5] then
-      gone[#gone + 1] = s[1]
-      if s[9] then store(s[9]) end
+  local hand, ids, leases, records = P .. 'l:' .. fast[1], fast[2], fast[3], fast[4]
+  local held = many('HMGET', hand, ids)
+  for i = 1, #ids do
+    local id = ids[i]
+    if held[i] == leases[i] then
+      done[#done + 1] = id
+      local record = records[i]
+      if record then
+        local key = R .. id
+        if ttl then call('SET', key, record, 'PX', ttl) else call('SET', key, record) end
+        if index then call('ZADD', P .. 'stored', now, id) end
+        call('PUBLISH', key, record)
+      end
     else
-      refused[#refused + 1] = s[1]
+      refused[#refused + 1] = id
     end
   end
-  if #gone > 0 then
-    each('HDEL', hand, gone)
-    each('HDEL', BODY, gone)
-  end
-  done = gone
-else
-  for _, s in ipairs(S) do
-    if not (before and before[s[1]]) then
-      if settle(s) then done[#done + 1] = s[1] else refused[#refused + 1] = s[1] end
-    end
+  if #done > 0 then
+    each('HDEL', hand, done)
+    each('HDEL', BODY, done)
+    if call('EXISTS', P .. 'ending') == 1 then each('HDEL', P .. 'ending', done) end
   end
 end
 
-local metas, revoked = {}, {}
-if #ids > 0 then
-  metas = many('HMGET', P .. 'l:' .. node, ids)
+if #slow > 0 and not before then
+"""
+    + READING
+    + PUBLISHING
+    + STORING
+    + JOINING
+    + MOVING
+    + """
+  local function move(s)
+    local id, verdict, hand = s[1], s[2], P .. 'l:' .. s[3]
+    local lease = call('HGET', hand, id)
+    if not lease or lease:sub(1, #s[4]) ~= s[4] then return false end
+    local queue, place, _, token = read_lease(lease)
+    call('HDEL', hand, id)
+    if is_revoked(id) then
+      if verdict ~= 'done' and verdict ~= 'dead' then
+        end_revoked(id)
+        return true
+      end
+      call('HDEL', P .. 'ending', id)
+    end
+    if verdict == 'done' then
+      call('HDEL', BODY, id)
+    elseif verdict == 'retry' then
+      local row = s[7] or {id, queue, priority_of(place), false, false, (call('HGET', BODY, id):gsub('^%d+ %d+ %d+', '0 0 0'))}
+      call('HDEL', BODY, id)
+      publish(row, token)
+    elseif verdict == 'dead' then
+      local text = call('HGET', BODY, id)
+      local _, _, _, crashes, interruptions = read_head(text)
+      local old = call('HGET', P .. 'dead', id)
+      if old then call('ZREM', P .. 'd:' .. open(old)[1], id) end
+      call('HSET', P .. 'dead', id, pack({queue, place, token, crashes or 0, interruptions or 0, s[5], now}))
+      call('HSET', P .. 'deadbody', id, text)
+      call('ZADD', P .. 'd:' .. queue, call('INCR', P .. 'deaths'), id)
+      call('SADD', P .. 'queues', queue)
+      call('HDEL', BODY, id)
+    else
+      local text = call('HGET', BODY, id)
+      if s[7] then
+        queue, place = s[7][2], place % BAND - s[7][3] * BAND
+        text = text:match('^%d+ %d+ %d+') .. s[7][6]:sub(6)
+      end
+      give_back(id, queue, place, text, verdict == 'crashed', verdict == 'released' and s[6] or 0)
+    end
+    return true
+  end
+  local settled = {}
+  for _, s in ipairs(slow) do
+    if s[3] and not move(s) then
+      refused[#refused + 1] = s[1]
+    else
+      done[#done + 1], settled[#settled + 1] = s[1], s
+      for _, record in ipairs(s[8]) do store(record) end
+      for _, j in ipairs(s[10]) do publish_all(open_join(j)) end
+      for _, more in ipairs(s[11]) do enlarge(more[1], more[2]) end
+      publish_all(s[9])
+    end
+  end
+  for _, s in ipairs(settled) do
+    if s[12] then publish_all(arrive(s[12])) end
+  end
+  for _, s in ipairs(settled) do
+    if s[13] then leave_join(s[13]) end
+  end
+"""
+    + KEEPING
+    + """
+end
+
+local leases, bodies, revoked, number = {}, {}, {}, nil
+if before then
+  for _, id in ipairs(before[3]) do
+    local lease = call('HGET', P .. 'l:' .. node, id)
+    if lease and lease:match('^%d+ %d+ %S+ (%d+)') == before[4] then leases[#leases + 1], leases[#leases + 2] = id, lease end
+  end
+  local ids = {}
+  for i = 1, #leases, 2 do ids[#ids + 1] = leases[i] end
+  bodies = many('HMGET', BODY, ids)
 elseif node and limit > 0 then
-  local open_queues, some_paused = {}, call('EXISTS', P .. 'paused') == 1
+"""
+    + PROMOTING
+    + """
+  local open_queues, popped, from = {}, {}, nil
   for _, queue in ipairs(queues) do
-    if not (some_paused and call('HEXISTS', P .. 'paused', queue) == 1) then
+    if call('HEXISTS', P .. 'paused', queue) == 0 then
       promote(queue)
       open_queues[#open_queues + 1] = queue
     end
   end
   if #open_queues == 1 then
-    local popped = call('ZPOPMIN', P .. 'r:' .. open_queues[1], limit)
-    for i = 1, #popped, 2 do ids[#ids + 1] = popped[i]:sub(33) end
+    popped = call('ZPOPMIN', P .. 'r:' .. open_queues[1], limit)
   else
     -- The best of the heads of all queues, again and again.
     local heads = {}
-    for i, queue in ipairs(open_queues) do heads[i] = {1, call('ZRANGE', P .. 'r:' .. queue, 0, limit - 1, 'WITHSCORES')} end
-    while #ids < limit do
-      local best, score, member
+    from = {}
+    for i, queue in ipairs(open_queues) do heads[i] = {1, call('ZRANGE', P .. 'r:' .. queue, 0, limit - 1, 'WITHSCORES'), queue} end
+    while #from < limit do
+      local best, place
       for _, head in ipairs(heads) do
-        local m, s = head[2][head[1]], tonumber(head[2][head[1] + 1])
-        if m and (not best or s < score or (s == score and m < member)) then best, score, member = head, s, m end
+        local p = tonumber(head[2][head[1] + 1])
+        if p and (not best or p < place) then best, place = head, p end
       end
       if not best then break end
-      ids[#ids + 1] = member:sub(33)
+      popped[#popped + 1], popped[#popped + 2], from[#from + 1] = best[2][best[1]], best[2][best[1] + 1], best[3]
       best[1] = best[1] + 2
     end
-    for i, queue in ipairs(open_queues) do
-      local taken = (heads[i][1] - 1) / 2
-      if taken > 0 then call('ZREMRANGEBYRANK', P .. 'r:' .. queue, 0, taken - 1) end
+    for _, head in ipairs(heads) do
+      local taken = (head[1] - 1) / 2
+      if taken > 0 then call('ZREMRANGEBYRANK', P .. 'r:' .. head[3], 0, taken - 1) end
     end
   end
-  if #ids > 0 then
-    local found, fields, kept = many('HMGET', META, ids), {}, {}
-    local taken = call('INCRBY', P .. 'taken', #ids) - #ids
-    for i, id in ipairs(ids) do
-      if found[i] then
-        local m = open(found[i])
-        m[4], m[7], m[8], m[10] = m[4] + 1, node, process, taken + i
-        local packed = pack(m)
-        kept[#kept + 1], metas[#metas + 1] = id, packed
-        fields[#fields + 1], fields[#fields + 2] = id, packed
+  local ids, kept = {}, 0
+  if #popped > 0 then
+    for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
+    bodies = many('HMGET', BODY, ids)
+    number = call('INCR', P .. 'taken')
+    local fresh, ends = process .. ' 1 ', {}
+    for _, queue in ipairs(open_queues) do ends[queue] = format(' %d %d %s %s', number, #queue, queue, node) end
+    local tail = ends[open_queues[1]]
+    for i = 1, #ids do
+      local body = bodies[i]
+      if body then
+        local head = fresh
+        if body:sub(1, 2) ~= '0 ' then head = format('%d %d ', process, (body:match('^%d+') or 0) + 1) end
+        kept = kept + 1
+        ids[kept], bodies[kept], leases[2 * kept - 1] = ids[i], body, ids[i]
+        leases[2 * kept] = head .. popped[2 * i] .. (from and ends[from[i]] or tail)
       end
     end
-    ids = kept
-    each('HDEL', META, ids)
-    each('HSET', P .. 'l:' .. node, fields)
-    call('SADD', P .. 'holders', node)
+    for i = #ids, kept + 1, -1 do ids[i], bodies[i] = nil, nil end
+    if kept > 0 then
+      each('HSET', P .. 'l:' .. node, leases)
+      call('SADD', P .. 'holders', node)
+    end
   end
   for _, queue in ipairs(open_queues) do
-    if call('EXISTS', P .. 'r:' .. queue) == 1 then
-      wakes[queue] = '!'
+    if (from or #popped == 2 * limit) and call('EXISTS', P .. 'r:' .. queue) == 1 then
+      call('ZADD', P .. 'w:' .. queue, 0, '!')
     else
       call('ZREM', P .. 'w:' .. queue, '!')
-      if wakes[queue] == '!' then wakes[queue] = nil end
     end
+    if wakes[queue] == '!' then wakes[queue] = '' end
   end
 end
-announce()
-if #ids > 0 and call('EXISTS', P .. 'revokes') == 1 then
-  for _, id in ipairs(ids) do
-    local til = call('ZSCORE', P .. 'revokes', id)
-    if til and tonumber(til) > now then revoked[#revoked + 1] = id end
-  end
-end
-if #done > 0 or #ids > 0 then call('SET', pen, pack({ARGV[3], done, ids}), 'EX', PEN_SECONDS) end
-return {format('%.6f', now), refused, ids, metas, many('HMGET', BODY, ids), revoked}
+if next(wakes) then
 """
-)
-
-# What EXCHANGE does when all is well: everything is done, nothing follows, one queue. Without functions and with few tables, since what a script leaves to
-# Lua's collector costs more than what it asks of Redis. Repeats go through EXCHANGE, and both remember alike.
-QUICK = (
-    f"local PEN_SECONDS = {PEN_SECONDS}"
+    + ANNOUNCING
     + """
-local P, R, call, open, pack = KEYS[1], KEYS[2], redis.call, cmsgpack.unpack, cmsgpack.pack
-local A = open(ARGV[1])
-local now, ttl, index, node, process, queue, limit, S = A[1], A[3], A[4], A[5], A[6], A[7], A[8], A[9]
-if not now then
-  local t = call('TIME')
-  now = t[1] + t[2] / 1000000
 end
-if call('HEXISTS', P .. 'nodes', node) == 0 then return redis.error_reply('NODELOST The node is not registered.') end
-call('DEL', P .. 'first')
-local refused, done, ids, metas, bodies, revoked = {}, {}, {}, {}, {}, {}
-if #S > 0 then
-  local hand = P .. 'l:' .. S[1][3]
-  for i = 1, #S do ids[i] = S[i][1] end
-  local held = call('HMGET', hand, unpack(ids))
-  for i = 1, #S do
-    local s = S[i]
-    local m = held[i] and open(held[i])
-    if m and m[8] == s[4] and m[4] == s[5] then
-      done[#done + 1] = s[1]
-      local record = s[9]
-      if record then
-        local key = R .. record[1]
-        if ttl then call('SET', key, record[3], 'PX', ttl) else call('SET', key, record[3]) end
-        if index then call('ZADD', P .. 'stored', now, record[1]) end
-        call('PUBLISH', key, record[3])
-      end
-    else
-      refused[#refused + 1] = s[1]
-    end
-  end
-  if #done > 0 then
-    call('HDEL', hand, unpack(done))
-    call('HDEL', P .. 'body', unpack(done))
-  end
-  ids = {}
-end
-if limit > 0 and call('HEXISTS', P .. 'paused', queue) == 0 then
-  local ready, scheduled = P .. 'r:' .. queue, P .. 's:' .. queue
-  local due = call('ZRANGEBYSCORE', scheduled, '-inf', now, 'LIMIT', 0, 1000)
-  if #due > 0 then
-    local found = call('HMGET', P .. 'meta', unpack(due))
-    for i = 1, #due do
-      if found[i] then
-        local m = open(found[i])
-        call('ZADD', ready, -m[2], m[3] .. due[i])
-      end
-    end
-    call('ZREM', scheduled, unpack(due))
-  end
-  local popped = call('ZPOPMIN', ready, limit)
-  if #popped > 0 then
-    for i = 1, #popped, 2 do ids[#ids + 1] = popped[i]:sub(33) end
-    local found, fields = call('HMGET', P .. 'meta', unpack(ids)), {}
-    local taken = call('INCRBY', P .. 'taken', #ids) - #ids
-    local kept = 0
-    for i = 1, #ids do
-      if found[i] then
-        local m = open(found[i])
-        m[4], m[7], m[8], m[10] = m[4] + 1, node, process, taken + i
-        kept = kept + 1
-        ids[kept], metas[kept] = ids[i], pack(m)
-        fields[2 * kept - 1], fields[2 * kept] = ids[kept], metas[kept]
-      end
-    end
-    for i = #ids, kept + 1, -1 do ids[i] = nil end
-    if kept > 0 then
-      call('HDEL', P .. 'meta', unpack(ids))
-      call('HSET', P .. 'l:' .. node, unpack(fields))
-      call('SADD', P .. 'holders', node)
-      bodies = call('HMGET', P .. 'body', unpack(ids))
-      if call('EXISTS', P .. 'revokes') == 1 then
-        for i = 1, kept do
-          local til = call('ZSCORE', P .. 'revokes', ids[i])
-          if til and tonumber(til) > now then revoked[#revoked + 1] = ids[i] end
-        end
-      end
-    end
-  end
-  if #popped == 2 * limit and call('EXISTS', ready) == 1 then
-    call('ZADD', P .. 'w:' .. queue, 0, '!')
-  else
-    call('ZREM', P .. 'w:' .. queue, '!')
+if #leases > 0 and call('EXISTS', P .. 'revokes') == 1 then
+  for i = 1, #leases, 2 do
+    local til = call('ZSCORE', P .. 'revokes', leases[i])
+    if til and tonumber(til) > now then revoked[#revoked + 1] = leases[i] end
   end
 end
-if #done > 0 or #ids > 0 then call('SET', P .. 'x:' .. ARGV[2], pack({ARGV[3], done, ids}), 'EX', PEN_SECONDS) end
-return {string.format('%.6f', now), refused, ids, metas, bodies, revoked}
+if not before and (#done > 0 or #leases > 0) then
+  local ids = {}
+  for i = 1, #leases, 2 do ids[#ids + 1] = leases[i] end
+  call('SET', pen, pack({ARGV[3], done, ids, number and format('%d', number)}), 'EX', PEN_SECONDS)
+end
+return {format('%.6f', now), refused, leases, bodies, revoked}
 """
 )
 
 HELD = (
     HEAD
     + """
-local held, ids, metas, revoked = call('HGETALL', P .. 'l:' .. A[5]), {}, {}, {}
-for i = 1, #held, 2 do ids[#ids + 1], metas[#metas + 1] = held[i], held[i + 1] end
-for _, id in ipairs(ids) do
-  local til = call('ZSCORE', P .. 'revokes', id)
-  if til and tonumber(til) > now then revoked[#revoked + 1] = id end
+local leases, ids, revoked = call('HGETALL', P .. 'l:' .. A[5]), {}, {}
+for i = 1, #leases, 2 do
+  ids[#ids + 1] = leases[i]
+  local til = call('ZSCORE', P .. 'revokes', leases[i])
+  if til and tonumber(til) > now then revoked[#revoked + 1] = leases[i] end
 end
-return {format('%.6f', now), {}, ids, metas, many('HMGET', BODY, ids), revoked}
+return {format('%.6f', now), {}, leases, many('HMGET', BODY, ids), revoked}
 """
 )
 
 REVOKE = (
     HEAD
+    + READING
+    + PUBLISHING
     + STORING
+    + JOINING
+    + MOVING
     + """
 local answers = {}
 call('ZREMRANGEBYSCORE', P .. 'revokes', '-inf', now)
 for i, r in ipairs(A[5]) do
-  local id, m = r[1], call('HGET', META, r[1])
-  if m then
-    m = open(m)
-    call('ZREM', P .. 'r:' .. m[1], m[3] .. id)
-    call('ZREM', P .. 's:' .. m[1], id)
-    call('HDEL', META, id)
+  local id, text = r[1], call('HGET', BODY, r[1])
+  local queue, priority = read_head(text or '')
+  if queue and (call('ZREM', P .. 'r:' .. queue, id) == 1 or call('ZREM', P .. 's:' .. queue, priority .. id) == 1) then
+    call('HDEL', P .. 'since', id)
     call('HDEL', BODY, id)
-    if r[2] then store(r[2]) end
+    conclude(r[2], r[3])
     answers[i] = 'waiting'
   else
     call('ZADD', P .. 'revokes', now + A[6], id)
     answers[i] = 'unknown'
-    local packed, hand = holding(id)
-    if packed then
+    local lease, node = holding(id)
+    if lease then
       answers[i] = 'running'
-      m = open(packed)
-      m[9] = r[2] or true
-      call('HSET', hand, id, pack(m))
-      if r[3] then
-        local box, bell = P .. 'b:' .. m[7], P .. 'bw:' .. m[7]
-        call('RPUSH', box, format('%.6f ', mono) .. r[3])
+      call('HSET', P .. 'ending', id, pack({r[2] or false, r[3] or false}))
+      if r[4] then
+        local box, bell = P .. 'b:' .. node, P .. 'bw:' .. node
+        call('RPUSH', box, format('%.6f ', mono) .. r[4])
         call('EXPIRE', box, A[7])
         call('ZADD', bell, 0, '!')
         call('EXPIRE', bell, A[7])
@@ -482,6 +566,10 @@ for i, r in ipairs(A[5]) do
     end
   end
 end
+"""
+    + KEEPING
+    + ANNOUNCING
+    + """
 return answers
 """
 )
@@ -510,22 +598,10 @@ NODES = (
 return {format('%.6f', mono), call('HGETALL', P .. 'nodes'), call('ZRANGE', P .. 'leases', 0, -1, 'WITHSCORES')}
 """
 )
-UNREGISTER = (
-    HEAD
-    + PUBLISHING
-    + STORING
-    + MOVING
-    + """
-leave(A[5], false)
-announce()
-return 1
-"""
-)
+LEAVING = HEAD + READING + PUBLISHING + STORING + JOINING + MOVING
+UNREGISTER = LEAVING + "leave(A[5], false)\n" + KEEPING + ANNOUNCING + "return 1"
 RECLAIM = (
-    HEAD
-    + PUBLISHING
-    + STORING
-    + MOVING
+    LEAVING
     + """
 local lost, seen, ids = {}, {}, {}
 local function add(node)
@@ -542,7 +618,10 @@ end
 for _, node in ipairs(lost) do
   for _, id in ipairs(leave(node, true)) do ids[#ids + 1] = id end
 end
-announce()
+"""
+    + KEEPING
+    + ANNOUNCING
+    + """
 return ids
 """
 )
@@ -566,11 +645,10 @@ STORE = (
     HEAD
     + STORING
     + """
-local refused, lease = {}, A[6]
+local refused, fence = {}, A[6]
 for _, record in ipairs(A[5]) do
-  local m = lease and call('HGET', P .. 'l:' .. lease[1], record[1])
-  m = m and open(m)
-  if lease and not (m and m[8] == lease[2] and m[4] == lease[3]) or not store(record) then
+  local lease = fence and call('HGET', P .. 'l:' .. fence[1], record[1])
+  if fence and not (lease and lease:sub(1, #fence[2]) == fence[2]) or not store(record) then
     refused[#refused + 1] = record[1]
   end
 end
@@ -600,7 +678,12 @@ PRUNE = (
     + """
 call('ZREMRANGEBYSCORE', P .. 'revokes', '-inf', now)
 if not (index and ttl) then return 0 end
-local old = call('ZRANGEBYSCORE', P .. 'stored', '-inf', format('(%.6f', now - ttl / 1000), 'LIMIT', 0, A[5])
+local horizon = format('(%.6f', now - ttl / 1000)
+for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'joined', '-inf', horizon)) do
+  call('DEL', P .. 'j:' .. id)
+  call('ZREM', P .. 'joined', id)
+end
+local old = call('ZRANGEBYSCORE', P .. 'stored', '-inf', horizon, 'LIMIT', 0, A[5])
 for _, id in ipairs(old) do
   call('DEL', R .. id)
   call('ZREM', P .. 'stored', id)
@@ -609,8 +692,62 @@ return #old
 """
 )
 
+SEAL = (
+    HEAD
+    + PUBLISHING
+    + JOINING
+    + """
+for _, row in ipairs(seal(A[5], A[6])) do publish(row) end
+"""
+    + KEEPING
+    + ANNOUNCING
+    + "return 1"
+)
+JOINS = (
+    HEAD
+    + """
+local found = {}
+for i, id in ipairs(A[5]) do found[i] = call('HMGET', P .. 'j:' .. id, 'size', 'arrived', 'failed') end
+return found
+"""
+)
+ARRIVALS = HEAD + "return call('HGETALL', P .. 'j:' .. A[5])"
+# A list of those that were completed by what this call says, now or when it was sent before.
+ARRIVE = (
+    HEAD
+    + JOINING
+    + """
+local arrivals, opens, enlarges, seals, texts = A[5], A[6], A[7], A[8], {}
+local pen = P .. 'p:' .. ARGV[2]
+local function add(rows)
+  for _, row in ipairs(rows) do texts[#texts + 1] = row[6] end
+end
+for _, j in ipairs(opens) do add(open_join(j, true)) end
+local first = arrivals[1]
+if not (first and call('HEXISTS', P .. 'j:' .. first[1], first[2]) == 1) and not (ARGV[4] == '1' and call('GET', pen) == ARGV[3]) then
+  for _, more in ipairs(enlarges) do enlarge(more[1], more[2]) end
+end
+for _, s in ipairs(seals) do add(seal(s[1], s[2], true)) end
+for _, a in ipairs(arrivals) do add(arrive(a, true)) end
+call('SET', pen, ARGV[3], 'EX', PEN_SECONDS)
+return texts
+"""
+)
+LEAVE = (
+    HEAD
+    + JOINING
+    + """
+local pen = P .. 'p:' .. ARGV[2]
+if ARGV[4] == '1' and call('GET', pen) == ARGV[3] then return 0 end
+for _, id in ipairs(A[5]) do leave_join(id) end
+call('SET', pen, ARGV[3], 'EX', PEN_SECONDS)
+return 1
+"""
+)
+
 QUEUES = (
     HEAD
+    + READING
     + """
 local names, seen = {}, {}
 local function add(queue)
@@ -621,7 +758,7 @@ local function add(queue)
 end
 for _, queue in ipairs(call('HKEYS', P .. 'paused')) do add(queue) end
 for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
-  for _, packed in ipairs(call('HVALS', P .. 'l:' .. node)) do add(open(packed)[1]) end
+  for _, lease in ipairs(call('HVALS', P .. 'l:' .. node)) do add((read_lease(lease))) end
 end
 for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
   if call('EXISTS', P .. 'r:' .. queue, P .. 's:' .. queue, P .. 'd:' .. queue) > 0 then add(queue) end
@@ -631,11 +768,12 @@ return names
 )
 DEPTH = (
     HEAD
+    + READING
     + """
 local leased, counts = {}, {}
 for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
-  for _, packed in ipairs(call('HVALS', P .. 'l:' .. node)) do
-    local queue = open(packed)[1]
+  for _, lease in ipairs(call('HVALS', P .. 'l:' .. node)) do
+    local queue = read_lease(lease)
     leased[queue] = (leased[queue] or 0) + 1
   end
 end
@@ -649,62 +787,74 @@ end
 return counts
 """
 )
+# {id, body, state, and of this state: place · due · place, node, process · what is known of the dead}
 PEEK = (
     HEAD
+    + READING
     + PROMOTING
     + """
-local queue, state, first, last = A[5], A[6], A[7], A[7] + A[8] - 1
-local ids, metas, scores = {}, nil, {}
-if last < first then return {{}, {}, {}, {}} end
+local queue, state, first, last, ids, rows = A[5], A[6], A[7], A[7] + A[8] - 1, {}, {}
+if last < first then return rows end
+local function add(id, ...)
+  ids[#ids + 1], rows[#rows + 1] = id, {id, '', state, ...}
+end
 if state == 'ready' then
   promote(queue)
-  for i, member in ipairs(call('ZRANGE', P .. 'r:' .. queue, first, last)) do ids[i], scores[i] = member:sub(33), '' end
+  local found = call('ZRANGE', P .. 'r:' .. queue, first, last, 'WITHSCORES')
+  for i = 1, #found, 2 do add(found[i], found[i + 1]) end
 elseif state == 'scheduled' then
   local found = call('ZRANGEBYSCORE', P .. 's:' .. queue, format('(%.17g', now), '+inf', 'WITHSCORES', 'LIMIT', first, A[8])
-  for i = 1, #found, 2 do ids[#ids + 1], scores[#scores + 1] = found[i], found[i + 1] end
+  for i = 1, #found, 2 do add(found[i]:sub(2), found[i + 1]) end
 elseif state == 'dead' then
-  ids = call('ZREVRANGE', P .. 'd:' .. queue, first, last)
-  for i = 1, #ids do scores[i] = '' end
-  return {ids, many('HMGET', P .. 'dead', ids), many('HMGET', P .. 'deadbody', ids), scores}
+  for _, id in ipairs(call('ZREVRANGE', P .. 'd:' .. queue, first, last)) do add(id, call('HGET', P .. 'dead', id)) end
 else
-  local rows = {}
+  local held = {}
   for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
-    local held = call('HGETALL', P .. 'l:' .. node)
-    for i = 1, #held, 2 do
-      local m = open(held[i + 1])
-      if m[1] == queue then rows[#rows + 1] = {-m[2], m[3], held[i], held[i + 1]} end
+    local found = call('HGETALL', P .. 'l:' .. node)
+    for i = 1, #found, 2 do
+      local of, place, process = read_lease(found[i + 1])
+      if of == queue then held[#held + 1] = {place, found[i], node, process} end
     end
   end
-  table.sort(rows, function(a, b) if a[1] ~= b[1] then return a[1] < b[1] end return a[2] < b[2] end)
-  metas = {}
-  for i = first + 1, math.min(last + 1, #rows) do ids[#ids + 1], metas[#metas + 1], scores[#scores + 1] = rows[i][3], rows[i][4], '' end
+  table.sort(held, function(a, b) if a[1] ~= b[1] then return a[1] < b[1] end return a[2] < b[2] end)
+  for i = first + 1, math.min(last + 1, #held) do add(held[i][2], format('%.0f', held[i][1]), held[i][3], held[i][4]) end
 end
-return {ids, metas or many('HMGET', META, ids), many('HMGET', BODY, ids), scores}
+for i, body in ipairs(many('HMGET', state == 'dead' and P .. 'deadbody' or BODY, ids)) do rows[i][2] = body end
+return rows
 """
 )
+# As in PEEK; a ready one with how many are ahead of it.
 FIND = (
     HEAD
+    + READING
     + PROMOTING
     + """
 local found, promoted = {}, {}
 for i, id in ipairs(A[5]) do
-  local packed, due, ahead = call('HGET', META, id), '', -1
-  if packed then
-    local m = open(packed)
-    if not promoted[m[1]] then
-      promote(m[1])
-      promoted[m[1]] = true
+  local body = call('HGET', BODY, id)
+  found[i] = false
+  if body then
+    local queue, priority = read_head(body)
+    if queue and not promoted[queue] then
+      promote(queue)
+      promoted[queue] = true
     end
-    due = call('ZSCORE', P .. 's:' .. m[1], id) or ''
-    if due == '' then ahead = call('ZRANK', P .. 'r:' .. m[1], m[3] .. id) or 0 end
+    local place = queue and call('ZSCORE', P .. 'r:' .. queue, id)
+    local due = queue and call('ZSCORE', P .. 's:' .. queue, priority .. id)
+    if place then
+      found[i] = {id, body, 'ready', place, call('ZRANK', P .. 'r:' .. queue, id)}
+    elseif due then
+      found[i] = {id, body, 'scheduled', due}
+    else
+      local lease, node = holding(id)
+      if lease then
+        local _, at, process = read_lease(lease)
+        found[i] = {id, body, 'leased', format('%.0f', at), node, process}
+      end
+    end
   else
-    packed = holding(id)
-  end
-  if packed then
-    found[i] = {packed, call('HGET', BODY, id), due, ahead}
-  else
-    packed = call('HGET', P .. 'dead', id)
-    found[i] = packed and {packed, call('HGET', P .. 'deadbody', id), 'dead', -1} or false
+    local known = call('HGET', P .. 'dead', id)
+    if known then found[i] = {id, call('HGET', P .. 'deadbody', id), 'dead', known} end
   end
 end
 return found
@@ -712,10 +862,11 @@ return found
 )
 REVOKED = (
     HEAD
+    + READING
     + """
 local ids = {}
 for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'revokes', format('(%.17g', now), '+inf')) do
-  if call('HEXISTS', META, id) == 0 then ids[#ids + 1] = id end
+  if call('HEXISTS', BODY, id) == 0 or holding(id) then ids[#ids + 1] = id end
 end
 return ids
 """
@@ -725,11 +876,11 @@ PURGE = (
     + """
 local ids = {}
 local ready = call('ZPOPMIN', P .. 'r:' .. A[5], A[6])
-for i = 1, #ready, 2 do ids[#ids + 1] = ready[i]:sub(33) end
+for i = 1, #ready, 2 do ids[#ids + 1] = ready[i] end
 local scheduled = call('ZPOPMIN', P .. 's:' .. A[5], A[6])
-for i = 1, #scheduled, 2 do ids[#ids + 1] = scheduled[i] end
-each('HDEL', META, ids)
+for i = 1, #scheduled, 2 do ids[#ids + 1] = scheduled[i]:sub(2) end
 each('HDEL', BODY, ids)
+each('HDEL', P .. 'since', ids)
 return #ids
 """
 )
@@ -749,20 +900,21 @@ REPLAY = (
     + """
 local replayed = {}
 for _, id in ipairs(A[5]) do
-  local packed = call('HGET', P .. 'dead', id)
-  if packed and call('HEXISTS', BODY, id) == 0 then
-    local m = open(packed)
-    local place = place_at(now)
-    call('HSET', BODY, id, call('HGET', P .. 'deadbody', id))
-    call('HSET', META, id, pack({m[1], m[2], place, m[4], 0, 0, false, 0, false, 0}))
-    ready(m[1], m[2], place, id)
+  local known = call('HGET', P .. 'dead', id)
+  if known and call('HEXISTS', BODY, id) == 0 then
+    known = open(known)
+    call('HSET', BODY, id, (call('HGET', P .. 'deadbody', id):gsub('^%d+ %d+ %d+', format('%d 0 0', known[3]))))
+    ready(known[1], new_place(priority_of(known[2])), id)
     call('HDEL', P .. 'dead', id)
     call('HDEL', P .. 'deadbody', id)
-    call('ZREM', P .. 'd:' .. m[1], id)
+    call('ZREM', P .. 'd:' .. known[1], id)
     replayed[#replayed + 1] = id
   end
 end
-announce()
+"""
+    + KEEPING
+    + ANNOUNCING
+    + """
 return replayed
 """
 )
@@ -771,11 +923,11 @@ DISCARD = (
     + """
 local discarded = {}
 for _, id in ipairs(A[5]) do
-  local packed = call('HGET', P .. 'dead', id)
-  if packed then
+  local known = call('HGET', P .. 'dead', id)
+  if known then
     call('HDEL', P .. 'dead', id)
     call('HDEL', P .. 'deadbody', id)
-    call('ZREM', P .. 'd:' .. open(packed)[1], id)
+    call('ZREM', P .. 'd:' .. open(known)[1], id)
     discarded[#discarded + 1] = id
   end
 end

@@ -217,9 +217,8 @@ class Server:
         *,
         blocked_seconds: float = 0.0,
         again: bool = False,
-        repeat: Script | None = None,
     ) -> Any:
-        """One request and its answer. What was sent on a connection that broke is sent again, marked, on another: then it is of the script `repeat`."""
+        """One request and its answer. What was sent on a connection that broke is sent again, marked, on another."""
         deadline = time.monotonic() + seconds
         tries = 0
         lost = False
@@ -232,7 +231,7 @@ class Server:
             try:
                 reply = link.ask(request(again), deadline + blocked_seconds)
                 if isinstance(reply, Exception) and script is not None and str(reply).startswith("NOSCRIPT"):
-                    loaded = link.ask((repeat or script if again else script).load, deadline)
+                    loaded = link.ask(script.load, deadline)
                     reply = loaded if isinstance(loaded, Exception) else link.ask(request(again), deadline)
             except OSError as error:
                 link.close()
