@@ -566,6 +566,8 @@ class MemoryEngine:
             self._move(row, item, now)
         if settlement.record is not None:
             self._store(settlement.record, item.record, now)
+        for record in settlement.more_records:
+            self._store(record, _encode(record), now)
         for join, then in item.opens:
             self._publish_all(self._open(join, then, now), now)
         for id, more in settlement.enlarges.items():

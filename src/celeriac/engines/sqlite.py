@@ -716,6 +716,8 @@ class SQLiteEngine:
             self._move(db, settlement, message_row, found[0], found[1], now, effects)
         elif record_row is not None:
             effects.store(db, record_row)
+        for record in settlement.more_records:
+            effects.store(db, (record.task_id, record.status, now, _encode(record)))
         for join in join_rows:
             self._publish(db, sqlite_joins.open_join(db, join, now), now, effects.queues)
         for id, more in settlement.enlarges.items():
@@ -1210,7 +1212,7 @@ class _Prepared:
                 self.members = True
             if self.removals is None:
                 continue
-            follows = follow_ups or opens or settlement.enlarges
+            follows = follow_ups or opens or settlement.enlarges or settlement.more_records
             if settlement.verdict is done and lease is not None and settlement.receipt is not None and not follows:
                 self.removals.append((settlement.receipt, settlement.id, lease.holder.node, lease.holder.process, lease.token))
                 if record_row is not None:
