@@ -40,7 +40,9 @@ from .tasks.task import Task as TaskBase
 if TYPE_CHECKING:
     from .contracts.engine import Engine
     from .contracts.joins import Joins
+    from .contracts.schedules import Schedules, SchedulingEngine
     from .tasks.control import Control
+    from .tasks.entries import Entries
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -269,6 +271,7 @@ class Celeriac:
         self._router: Router | None = None
         self._control: Control | None = None
         self._discoveries: list[tuple[Any, str]] = []
+        self._entries: Entries | None = None
         self._include = (include,) if isinstance(include, str) else tuple(include or ())
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
         """What `add_periodic_task` added to `beat_schedule`, by name."""
@@ -523,19 +526,53 @@ class Celeriac:
         name: str | None = None,
         **options: Any,
     ) -> str:
-        """Adds an entry to the schedule of beat. Returns its name."""
+        """Adds an entry to the schedule of beat. Returns its name.
+
+        `options` are those of `apply_async`, and the policies of docs/schedules.md (`misfire`, `overlap`, `jitter`, …).
+        """
+        from .tasks.entries import POLICIES
+
         signature = sig.clone(args, kwargs)
         key = name or repr(signature)
         self.periodic_tasks[key] = {
+        policies = {option: options.pop(option) for option in POLICIES - {"expires"} if option in options}
             "schedule": schedule,
             "task": signature.task,
             "args": signature.args,
             "kwargs": signature.kwargs,
             "options": {**signature.options, **options},
         }
+            **policies,
         return key
 
     # -- calling -----------------------------------------------------------------------------------------------------------------
+    def periodic(
+        self,
+        schedule: Any,
+        *,
+        name: str | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        **policies: Any,
+    ) -> Callable[[Callable[..., Any]], Any]:
+        """Runs a task again and again: `@app.periodic(crontab(minute=0), overlap="skip")`, above `@app.task` or above a plain function, which it makes a task of.
+
+        The entry is called like the task, unless `name` says otherwise. Policies as in docs/schedules.md.
+        """
+
+        def decorate(fun: Callable[..., Any]) -> Any:
+            task: Any = fun if isinstance(fun, TaskBase) else self.task(fun)
+            entry = {"schedule": schedule, "task": task.name, "args": args, "kwargs": kwargs or {}, "options": options or {}, **policies}
+            key, number = name or task.name, 1
+            while self.periodic_tasks.get(key, entry) != entry:
+                number += 1
+                key = f"{name or task.name} ({number})"
+            self.periodic_tasks[key] = entry
+            return task
+
+        return decorate
+
 
     def send_task(
         self, name: str, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
@@ -643,6 +680,29 @@ class Celeriac:
         return cast("Joins", self.backend)
 
     @property
+    @property
+    def schedule_store(self) -> Schedules:
+        """Where schedules are kept: the broker's engine, else (RabbitMQ) that of the results.
+
+        Raises: ImproperlyConfigured: neither can keep them.
+        """
+        for role in (self.broker, self.backend):
+            if getattr(role, "schedules", None) is not None:
+                return cast("SchedulingEngine", role).schedules
+        raise ImproperlyConfigured(
+            f"Schedules are kept in the engine of the messages or of the results, and neither {safe_url(self.broker.url)} nor "
+            f"{safe_url(str(self.backend.url))} can. Set result_backend to a redis://, postgresql:// or sqlite:/// URL."
+        )
+
+    @property
+    def schedules(self) -> Entries:
+        """The entries of beat's schedule: put, pause, run, preview, history, …"""
+        if self._entries is None:
+            from .tasks.entries import Entries
+
+            self._entries = Entries(self)
+        return self._entries
+
     def producer(self) -> Producer:
         """Builds and publishes messages."""
         return self.producer_now or self._make_producer()

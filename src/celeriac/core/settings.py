@@ -205,17 +205,22 @@ def _check_retry_policy(value: Any) -> Mapping[str, Any]:
     return policy
 
 
+_ENTRY = dict.fromkeys((
+    "task", "schedule", "args", "kwargs", "options", "relative", "enabled", "description",
+    "misfire", "misfire_window", "misfire_grace", "overlap", "jitter", "starts_at", "ends_at", "max_runs", "expires",
+)).keys()  # fmt: skip
+"""What an entry of `beat_schedule` may say: Celery's words, and the policies of docs/schedules.md."""
+
+
 def _check_schedule(value: Any) -> Mapping[str, Any]:
     schedule = _check_mapping(value)
     for name, entry in schedule.items():
         if isinstance(entry, Mapping):
             missing = [needed for needed in ("task", "schedule") if needed not in entry]
-            unknown = sorted(
-                map(str, entry.keys() - {"task", "schedule", "args", "kwargs", "options", "relative", "enabled", "description"})
-            )
+            unknown = sorted(map(str, entry.keys() - _ENTRY))
             if missing or unknown:
                 raise ValueError(
-                    f"a dict of entries with task, schedule, args, kwargs, options, relative"
+                    f"a dict of entries with {', '.join(_ENTRY)}"
                     f" (entry {name!r} {'lacks ' + ' and '.join(missing) if missing else 'has ' + ', '.join(map(repr, unknown))})"
                 )
             if problem := _when_problem(entry["schedule"]):
@@ -506,15 +511,25 @@ class Settings:
     beat_scheduler: str | None = _setting(
         _TEXT,
         None,
-        "The class that knows what is due, for example django_celery_beat.schedulers:DatabaseScheduler; None: our own.",
+        "Celery: the class that knows what is due. Here the engine knows; a name given is mentioned at the start of beat, and not used.",
         old="CELERYBEAT_SCHEDULER",
         celery="celery.beat:PersistentScheduler",
     )
     beat_max_loop_interval: float = _setting(
-        _SECONDS, 0.0, "Beat looks at its schedule at least so often; 0: as suits the scheduler.", old="CELERYBEAT_MAX_LOOP_INTERVAL"
+        _SECONDS,
+        0.0,
+        "Beat looks at its schedule at least so often, and never less than every 5 s; 0: every second.",
+        old="CELERYBEAT_MAX_LOOP_INTERVAL",
     )
     beat_cron_starting_deadline: float | None = _setting(
         _SECONDS, None, "A crontab occurrence that was missed by more than this is skipped.", old="CELERYBEAT_CRON_STARTING_DEADLINE"
+    )
+    beat_ledger_expires: float | None = _setting(
+        _SECONDS,
+        7 * 86400.0,
+        "How long the ledger keeps a line for each occurrence of the schedule; None or 0: for ever. Celery: has no ledger.",
+        celery=None,
+        optional=True,
     )
 
     # -- building --------------------------------------------------------------------------------------------------

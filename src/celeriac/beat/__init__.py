@@ -1,0 +1,1 @@
+"""Beat: sends the entries that are due. Any number of beats may run."""
