@@ -270,8 +270,8 @@ class Celeriac:
         self._eager_producer: Producer | None = None
         self._router: Router | None = None
         self._control: Control | None = None
-        self._discoveries: list[tuple[Any, str]] = []
         self._entries: Entries | None = None
+        self._discoveries: list[tuple[Any, str]] = []
         self._include = (include,) if isinstance(include, str) else tuple(include or ())
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
         """What `add_periodic_task` added to `beat_schedule`, by name."""
@@ -534,18 +534,17 @@ class Celeriac:
 
         signature = sig.clone(args, kwargs)
         key = name or repr(signature)
-        self.periodic_tasks[key] = {
         policies = {option: options.pop(option) for option in POLICIES - {"expires"} if option in options}
+        self.periodic_tasks[key] = {
             "schedule": schedule,
             "task": signature.task,
             "args": signature.args,
             "kwargs": signature.kwargs,
             "options": {**signature.options, **options},
-        }
             **policies,
+        }
         return key
 
-    # -- calling -----------------------------------------------------------------------------------------------------------------
     def periodic(
         self,
         schedule: Any,
@@ -573,6 +572,7 @@ class Celeriac:
 
         return decorate
 
+    # -- calling -----------------------------------------------------------------------------------------------------------------
 
     def send_task(
         self, name: str, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
@@ -680,7 +680,6 @@ class Celeriac:
         return cast("Joins", self.backend)
 
     @property
-    @property
     def schedule_store(self) -> Schedules:
         """Where schedules are kept: the broker's engine, else (RabbitMQ) that of the results.
 
@@ -703,6 +702,7 @@ class Celeriac:
             self._entries = Entries(self)
         return self._entries
 
+    @property
     def producer(self) -> Producer:
         """Builds and publishes messages."""
         return self.producer_now or self._make_producer()
