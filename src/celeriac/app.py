@@ -261,6 +261,7 @@ class Celeriac:
         self._source: tuple[Any, str | None] | None = None
         self._read: dict[str, Any] | None = None
         self._given: dict[str, Any] = {}
+        self._defaults: dict[str, Any] = {}
         self._in_use_since: str | None = None
         self._configured = False
         self._tasks = TaskRegistry()
@@ -338,7 +339,7 @@ class Celeriac:
         values = fun() if callable(fun) else fun
         with _lock:
             for name, value in values.items():
-                self._given.setdefault(check_name(name), value)
+                self._defaults.setdefault(check_name(name), value)
             self._forget_settings()
 
     def _set(self, values: Mapping[str, Any]) -> None:
@@ -378,7 +379,7 @@ class Celeriac:
                     self.on_configure.send(sender=self)
                 if self._read is None:
                     self._read = self._read_source()
-                self.settings_now = Settings.build({**self._read, **self._given}, from_environ(os.environ))
+                self.settings_now = Settings.build({**self._defaults, **self._read, **self._given}, from_environ(os.environ))
             return self.settings_now
 
     def _read_source(self) -> dict[str, Any]:
