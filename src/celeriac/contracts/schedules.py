@@ -197,8 +197,10 @@ class Schedules(Protocol):
         """They are due at once, with `resumed` set. Returns the names of those that were paused."""
         ...
 
-    def entries(self, names: Sequence[str] | None = None, *, after: str = "", limit: int = 1000) -> list[EntryState]:
-        """These entries, or all, by name; those whose name comes after `after`, up to `limit`."""
+    def entries(
+        self, names: Sequence[str] | None = None, *, source: str | None = None, after: str = "", limit: int = 1000
+    ) -> list[EntryState]:
+        """These entries, or all, or all of one source, by name; those whose name comes after `after`, up to `limit`."""
         ...
 
     def due(self, limit: int) -> Due:

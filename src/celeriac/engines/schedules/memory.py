@@ -81,11 +81,14 @@ class MemorySchedules:
                 self._change(self._kept.states[name], enabled=True, due_at=0.0, resumed=True)
             return changed
 
-    def entries(self, names: Sequence[str] | None = None, *, after: str = "", limit: int = 1000) -> list[EntryState]:
+    def entries(
+        self, names: Sequence[str] | None = None, *, source: str | None = None, after: str = "", limit: int = 1000
+    ) -> list[EntryState]:
         with self._lock:
             states = self._kept.states
             wanted = sorted(name for name in (states if names is None else self._known(names)) if name > after or not after)
-            return [states[name] for name in wanted[:limit]]
+            found = [states[name] for name in wanted if source is None or _source(states[name]) == source]
+            return found[:limit]
 
     def due(self, limit: int) -> Due:
         with self._lock:
@@ -208,6 +211,10 @@ class MemorySchedules:
     def _forget_due(self, state: EntryState) -> None:
         if state.due_at is not None:
             del self._kept.due[bisect_left(self._kept.due, (state.due_at, state.name))]
+
+
+def _source(state: EntryState) -> str:
+    return state.entry.source if state.entry is not None else ""
 
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ _LINE = f"SELECT {', '.join(LINE)} FROM ledger"
 DUE = f"{_STATE} WHERE due_at <= ? ORDER BY due_at LIMIT ?"
 NEXT_DUE = "SELECT min(due_at) FROM schedules WHERE due_at > ?"
 BY_NAME = f"{_STATE} WHERE name > ? ORDER BY name LIMIT ?"
+BY_SOURCE = f"{_STATE} WHERE source = ? AND name > ? ORDER BY name LIMIT ?"
 NEW = (
     f"INSERT INTO schedules ({', '.join(DEFINITION)}, enabled, planned_at, due_at) VALUES ({', '.join('?' * len(DEFINITION))}, ?, ?, ?)"
     " ON CONFLICT (name) DO NOTHING"
@@ -98,15 +99,20 @@ class SQLiteSchedules:
         with _Transaction(self._engine) as db:
             return [name for name in dict.fromkeys(names) if db.execute(statement, (name,)).rowcount == 1]
 
-    def entries(self, names: Sequence[str] | None = None, *, after: str = "", limit: int = 1000) -> list[EntryState]:
+    def entries(
+        self, names: Sequence[str] | None = None, *, source: str | None = None, after: str = "", limit: int = 1000
+    ) -> list[EntryState]:
         if names is None:
-            return [state_of_row(row) for row in self._engine._query(BY_NAME, (after, limit))]
+            rows = (
+                self._engine._query(BY_NAME, (after, limit)) if source is None else self._engine._query(BY_SOURCE, (source, after, limit))
+            )
+            return [state_of_row(row) for row in rows]
         wanted = sorted(name for name in dict.fromkeys(names) if name > after)
         states: list[EntryState] = []
         for start in range(0, len(wanted), NAMES_EACH):
             some = wanted[start : start + NAMES_EACH]
-            sql = f"{_STATE} WHERE name IN ({', '.join('?' * len(some))}) ORDER BY name LIMIT ?"
-            states += [state_of_row(row) for row in self._engine._query(sql, (*some, limit - len(states)))]
+            sql = f"{_STATE} WHERE name IN ({', '.join('?' * len(some))}) AND source = coalesce(?, source) ORDER BY name LIMIT ?"
+            states += [state_of_row(row) for row in self._engine._query(sql, (*some, source, limit - len(states)))]
         return states
 
     def due(self, limit: int) -> Due:

@@ -27,6 +27,7 @@ SCHEMA: tuple[str, ...] = (
     )
     """,
     "CREATE INDEX schedules_due ON schedules (due_at) WHERE due_at IS NOT NULL",
+    "CREATE INDEX schedules_source ON schedules (source, name)",
     # Every change of ours gives the row a new version; so one that does not was made by hand.
     """
     CREATE TRIGGER schedules_changed_by_hand AFTER UPDATE ON schedules WHEN NEW.version = OLD.version

@@ -183,6 +183,14 @@ class Scheduling(EngineTests):
         assert [found.name for found in store.entries(["d", "nobody", "a", "d"])] == ["a", "d"]
         assert store.entries([]) == []
 
+    def test_entries_of_a_source(self, store: Schedules) -> None:
+        put(store, "c", "a", "d", "b", source="settings of shop")
+        put(store, "e", "f")
+        assert [found.name for found in store.entries(source="settings of shop", limit=3)] == ["a", "b", "c"]
+        assert [found.name for found in store.entries(source="settings of shop", after="c")] == ["d"]
+        assert [found.name for found in store.entries(source="")] == ["e", "f"]
+        assert [found.name for found in store.entries(["a", "e"], source="")] == ["e"]
+
     def test_removed_entries_are_gone_and_their_ledger_stays(self, store: Schedules) -> None:
         put(store, "a", "b")
         assert store.fire([firing(state(store, "a"))]) == []
