@@ -37,6 +37,11 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """It keeps joins, and counts them in the step that settles. Where it does not, the result backend keeps them."""
     schedules: bool = False
     """It keeps schedules (`engine.schedules`, see contracts/schedules.py), and fires them in the step that publishes."""
+    ids: bool = True
+    """It knows messages by their ids: a repeat of a publication changes nothing, and `find`, `peek` and `revoke` see every message. Where it does not, they see what
+    nodes of this process hold, and dead letters; a revoked message is told so when it is reserved."""
+    own_timers: bool = False
+    """Messages that are not due wait by a clock of the server's that nobody can turn."""
     processes: bool = True
     """Several processes can share it."""
     durable: bool = True

@@ -120,6 +120,8 @@ class Delivery(Struct, frozen=True, kw_only=True):
     """True when its `expires` had passed, by the engine's clock, as it was reserved."""
     revoked: bool = False
     """True when its id had been revoked before it was reserved."""
+    repeated: bool = False
+    """It may be a second copy of a message that is done already: only of engines that do not know ids (`Capabilities.ids`), whose results live elsewhere."""
     raw_message: bytes = b""
     error: str = ""
 
