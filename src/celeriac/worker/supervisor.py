@@ -23,6 +23,7 @@ from msgspec import structs
 from ..contracts.mailbox import Letter, Node
 from ..core import events
 from ..core.errors import EngineUnavailable, ImproperlyConfigured
+from ..core.trouble import Trouble
 from .leases import NodeLease, this_boot, this_host
 from .limits import watch
 from .logs import setup_logging
@@ -35,7 +36,6 @@ from .rates import RateLimits
 from .recovery import recover
 from .remote import answer
 from .slots import ProcessState
-from .trouble import Trouble
 from .worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, Settler
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from ..contracts.broker import Broker
 from ..contracts.results import ResultBackend
 from ..core.errors import EngineUnavailable, NodeLost
 from ..core.message import Delivery, Holder, Settlement, Verdict
+from ..core.trouble import Trouble
 from .batches import BatchSize
 from .executor import Executor
 from .slots import EVERYTHING, Harvest, Page, ProcessState
-from .trouble import Trouble
 
 logger = logging.getLogger("celeriac.worker")
 

@@ -20,10 +20,10 @@ import msgspec
 
 from ...core.errors import EngineUnavailable, NodeLost
 from ...core.message import Delivery, Holder, Settlement, Verdict
+from ...core.trouble import Trouble
 from ..executor import Executor
 from ..plan import Plan
 from ..slots import Page, ProcessState
-from ..trouble import Trouble
 from ..worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_ORPHANED, EXIT_RECYCLED, RETRY_SECONDS, WAIT_SECONDS, WAITS, Settler
 
 logger = logging.getLogger("celeriac.worker")
