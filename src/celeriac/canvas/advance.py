@@ -10,8 +10,7 @@ Pure: nothing is published or stored here, and what is made twice is the same tw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw, Struct
@@ -20,7 +19,7 @@ from ..core import states
 from ..core.errors import ChordError, Reject
 from ..core.message import Arrival, Join, Message, Record
 from ..core.serialize import decode_exception, encode_exception, encode_value
-from ..tasks.callbacks import derived_ids, follow_ups
+from ..tasks.callbacks import arrival, derived_ids, follow_ups, never_coming
 from ..tasks.plan import Place, Plan
 from ..tasks.signature import Signature, signature_of
 from .chain import chain
@@ -82,25 +81,6 @@ def advance(task: Task[..., Any], request: Request, outcome: Outcome, producer: 
             pass
     found.messages, found.joins = plan.messages, plan.joins
     return found
-
-
-def arrival(message: Message, result: Raw, *, failed: bool = False) -> Arrival | None:
-    """The end of this message at its join; None when it is the member of none."""
-    if message.join is None:
-        return None
-    return Arrival(join=message.join, index=message.join_index, task_id=message.id, failed=failed, result=result)
-
-
-def never_coming(embed: Mapping[str, Any], state: str, error: Raw, traceback: str | None) -> list[Record]:
-    """The results of the steps after one that did not succeed: whoever waits for one of them learns why it never comes."""
-    chained: Sequence[Mapping[str, Any]] = embed.get("chain") or ()
-    moment = datetime.now(UTC)
-    return [
-        Record(task_id=task.options["task_id"], status=state, result=error, traceback=traceback, date_done=moment, name=task.task)
-        for step in reversed(chained)
-        for task in signature_of(step)._tasks()
-        if task.options.get("task_id") and not task.options.get("ignore_result")
-    ]
 
 
 def chord_error(failed: Arrival) -> ChordError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
+from ..tasks.groups import GroupResult
 from ..tasks.result import AsyncResult, EagerResult
 from ..tasks.signature import Signature, signature_of
 from .chord import chord
@@ -212,13 +213,18 @@ def _lasting(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _never_came(steps: list[Signature[Any]], before: AsyncResult[Any]) -> AsyncResult[Any]:
     """The result of the last of these steps, when what came before them did not succeed: they end as it did."""
-    result: AsyncResult[Any] = before
+
+    def ended(result: AsyncResult[Any]) -> AsyncResult[Any]:
+        if result is before:
+            return before
+        parent = ended(result.parent) if result.parent is not None else None
+        if isinstance(result, GroupResult):
+            return GroupResult(result.id, [ended(member) for member in result.results], parent=parent, app=result._app)
+        eager: EagerResult[Any] = EagerResult(result.id, before.result, before.state, traceback=before.traceback)
+        eager.parent = parent
+        return eager
+
+    last = before
     for step in steps:
-        for task in step._tasks():
-            last = task
-        result_here: EagerResult[Any] = EagerResult(
-            last.options["task_id"], before.result, before.state, traceback=before.traceback, name=last.task
-        )
-        result_here.parent = result
-        result = result_here
-    return result
+        last = step._result(last)
+    return ended(last)

@@ -212,7 +212,8 @@ class chord(Workflow):
         then = plan.part()
         body._write(then, structs.replace(place, joined=id))
         plan.joins += then.joins
-        plan.joins.append(Join(id=id, size=count, then=then.messages))
+        if then.messages:  # a body that is an empty group: nothing waits, so nothing counts
+            plan.joins.append(Join(id=id, size=count, then=then.messages))
 
     def _place_of(self, place: Place, index: int) -> Place:
         id = self.options["task_id"]

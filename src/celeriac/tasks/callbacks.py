@@ -1,14 +1,16 @@
-"""`link` and `link_error`: what follows the end of a task. The same for workers and for eager runs."""
+"""What follows the end of a task: `link` and `link_error`, its arrival at a join, and the end of the steps that will not come. The same for workers and for eager runs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from ..core import states
+from ..core.message import Arrival, Message, Record
 from .plan import NOWHERE, Plan
 from .producer import Producer
 from .request import Request
@@ -66,6 +68,25 @@ def links(tasks: Mapping[str, Task[..., Any]], request: Request, outcome: Outcom
         else:
             found.append(Link(f"link_error.{index}", errback, (request.id,)))
     return found
+
+
+def arrival(message: Message, result: Raw, *, failed: bool = False) -> Arrival | None:
+    """The end of this message at its join; None when it is the member of none."""
+    if message.join is None:
+        return None
+    return Arrival(join=message.join, index=message.join_index, task_id=message.id, failed=failed, result=result)
+
+
+def never_coming(embed: Mapping[str, Any], state: str, error: Raw, traceback: str | None) -> list[Record]:
+    """The results of the steps after one that did not succeed: whoever waits for one of them learns why it never comes."""
+    chained: Sequence[Mapping[str, Any]] = embed.get("chain") or ()
+    moment = datetime.now(UTC)
+    return [
+        Record(task_id=task.options["task_id"], status=state, result=error, traceback=traceback, date_done=moment, name=task.task)
+        for step in reversed(chained)
+        for task in signature_of(step)._tasks()
+        if task.options.get("task_id") and not task.options.get("ignore_result")
+    ]
 
 
 def derived_ids(parent_id: str, place: str) -> Callable[[], str]:

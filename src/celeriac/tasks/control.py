@@ -23,11 +23,13 @@ from ..contracts.results import ResultBackend
 from ..core import states
 from ..core.errors import TaskRevokedError
 from ..core.ids import new_id
-from ..core.message import Record, Revocation
-from ..core.serialize import encode_exception
+from ..core.message import Arrival, Record, Revocation
+from ..core.serialize import decode_body, encode_exception
+from .callbacks import arrival, never_coming
 
 __all__ = ["Control", "ControlledApp", "Inspect", "flatten_reply", "known_queues", "live_nodes"]
 
+_AT_ONCE = 1000
 Reply = dict[str, Any]
 """`{node: answer}`."""
 
@@ -41,6 +43,10 @@ class ControlledApp(Protocol):
     def backend(self) -> ResultBackend: ...
     @property
     def results_with_broker(self) -> bool: ...
+    @property
+    def joins(self) -> Any: ...
+    @property
+    def producer(self) -> Any: ...
     @property
     def conf(self) -> Any: ...
 
@@ -175,17 +181,36 @@ class Control:
 
     def revoke_ids(self, ids: Sequence[str], *, terminate: bool = False, signal: str = "SIGTERM") -> dict[str, str]:
         """Revokes, and says of each id what its task was: "waiting", "running" or "unknown" (it will be dropped if it comes yet)."""
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), _AT_ONCE):
+            found |= self._revoke_some(ids[start : start + _AT_ONCE], terminate=terminate, signal=signal)
+        return found
+
+    def _revoke_some(self, ids: Sequence[str], *, terminate: bool, signal: str) -> dict[str, str]:
         broker = self.app.broker
         where = broker.find(ids)
-        records = {id: _revoked_record(id, where.get(id), "terminated" if terminate else "revoked") for id in ids}
+        word = "terminated" if terminate else "revoked"
+        records = {id: _revoked_record(id, where.get(id), word) for id in ids}
+        arrivals = {id: _revoked_arrival(where.get(id), word) for id in ids}
         states_found = broker.revoke(
-            [Revocation(id=id, terminate=terminate, signal=_signal_name(signal), record=records[id]) for id in ids]
+            [Revocation(id=id, terminate=terminate, signal=_signal_name(signal), record=records[id], arrival=arrivals[id]) for id in ids]
         )
+        gone = [id for id in ids if states_found.get(id) == "waiting"]
+        ended = [record for id in gone for record in _steps_after(where.get(id), word)]
         if not self.app.results_with_broker:
-            ended = [record for id in ids if states_found.get(id) == "waiting" and (record := records[id]) is not None]
-            if ended:
-                self.app.backend.store(ended)
+            ended += [record for id in gone if (record := records[id]) is not None]
+        if ended:
+            self.app.backend.store(ended)
+        if not broker.capabilities.joins:
+            self._arrive([found for id in gone if (found := arrivals[id]) is not None])
         return states_found
+
+    def _arrive(self, arrivals: Sequence[Arrival]) -> None:
+        """Where the broker keeps no joins: what was revoked counts at them here."""
+        if arrivals:
+            messages = self.app.joins.arrive(arrivals)
+            if messages:
+                self.app.producer.publish(messages)
 
     def terminate(
         self, task_id: str | Iterable[str], destination: Any = None, signal: str = "SIGTERM", **kwargs: Any
@@ -448,6 +473,24 @@ def _revoked_record(id: str, where: Waiting | None, word: str) -> Record | None:
         group_id=message.group,
         attempts=message.attempts,
     )
+
+
+def _revoked_arrival(where: Waiting | None, word: str) -> Arrival | None:
+    """Its end at the join that it is a member of."""
+    message = where.message if where is not None else None
+    return None if message is None else arrival(message, encode_exception(TaskRevokedError(word)), failed=True)
+
+
+def _steps_after(where: Waiting | None, word: str) -> list[Record]:
+    """The results of the steps of its chain that come after it."""
+    message = where.message if where is not None else None
+    if message is None:
+        return []
+    try:
+        _, _, embed = decode_body(message, {message.content_type})
+    except ValueError:
+        return []
+    return never_coming(embed, states.REVOKED, encode_exception(TaskRevokedError(word)), None)
 
 
 def _stamped(waiting: Waiting, headers: dict[str, Any]) -> bool:

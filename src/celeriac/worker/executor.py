@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 
 from msgspec import Raw, json, structs
 
-from ..canvas.advance import Advance, advance, arrival, chord_error, never_coming
+from ..canvas.advance import Advance, advance, chord_error
 from ..contracts.broker import Broker
 from ..contracts.joins import Joins
 from ..contracts.results import ResultBackend
@@ -33,6 +33,7 @@ from ..core.errors import (
 )
 from ..core.message import Attempt, Delivery, Lease, Message, Record, Settlement, Verdict
 from ..core.serialize import decode_body, decode_exception, decode_value, encode_exception, encode_value
+from ..tasks.callbacks import arrival, never_coming
 from ..tasks.producer import Producer, short_repr
 from ..tasks.request import Request
 from ..tasks.run import Outcome, acall, call, conclude
@@ -166,10 +167,14 @@ class Executor:
             pause = self.gate(task)
             if pause > 0.0:
                 return _released(delivery, pause)
-        early = not (self.settings.task_acks_late if task.acks_late is None else task.acks_late)
+        late, announced = task.acks_late, task.track_started
+        early = not (self.settings.task_acks_late if late is None else late)
+        if early and (message.join is not None or embed.get("chain")):
+            self._mark_start(delivery, request)
+            return task, request, False
         if early and not self._acknowledge(delivery):
             return _released(delivery, 0.0)
-        if self.settings.task_track_started if task.track_started is None else task.track_started:
+        if self.settings.task_track_started if announced is None else announced:
             self._announce_start(delivery, request, None if early else delivery.lease)
         return task, request, early
 
@@ -238,6 +243,11 @@ class Executor:
             return self.concluded(delivery, decode_exception(Raw(json.encode(message.doom))))
         if delivery.expired:
             return self._revoked(delivery, message, "expired")
+        if delivery.lease.token > 1 and self._was_its_only_start(delivery, message):
+            error = WorkerLostError(
+                f"{message.task}[{delivery.id}] asked to run at most once (acks_late=False), and its worker ended while it ran."
+            )
+            return self.concluded(delivery, error)
         if delivery.crashes:
             return self._poisoned(delivery, self.tasks[message.task])
         return None
@@ -343,15 +353,32 @@ class Executor:
         )
         return not self.broker.settle([done])
 
+    def _mark_start(self, delivery: Delivery, request: Request) -> None:
+        """At most once, for a part of a workflow: its message stays, so that its end can count where it is waited for; whoever gets the message again sees that it has begun."""
+        record = self._started(request)
+        self.backend.store([record], lease=delivery.lease if self.fences_records else None)
+
+    def _was_its_only_start(self, delivery: Delivery, message: Message) -> bool:
+        """Whether this asked to run at most once and has begun before."""
+        if not delivery.crashes and not delivery.interruptions:
+            return False
+        task = self.tasks[message.task]
+        if self.settings.task_acks_late if task.acks_late is None else task.acks_late:
+            return False
+        record = self.backend.fetch([delivery.id]).get(delivery.id)
+        return record is not None and record.status == states.STARTED
+
     def _announce_start(self, delivery: Delivery, request: Request, lease: Lease | None) -> None:
         if request.ignore_result:
             return
-        meta = encode_value({"pid": os.getpid(), "hostname": self.hostname})
-        record = Record(task_id=delivery.id, status=states.STARTED, result=meta, name=request.task, worker=self.hostname)
         try:
-            self.backend.store([record], lease=lease if self.fences_records else None)
+            self.backend.store([self._started(request)], lease=lease if self.fences_records else None)
         except EngineUnavailable as error:
             logger.warning("The start of %s[%s] could not be announced: %s", request.task, delivery.id, error)
+
+    def _started(self, request: Request) -> Record:
+        meta = encode_value({"pid": os.getpid(), "hostname": self.hostname})
+        return Record(task_id=request.message.id, status=states.STARTED, result=meta, name=request.task, worker=self.hostname)
 
     def _acknowledges(self, task: Task[Any, Any], error: BaseException | None) -> bool:
         """Whether a failure ends the message, or makes a dead letter of it."""
