@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -76,7 +77,7 @@ class Server:
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(self._as_user(command), stdout=log, stderr=log, cwd="/")
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while not self._answers():
+        while not _answers(self.url):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((self.directory / "log").read_text()[-2000:])
             time.sleep(0.05)
@@ -99,23 +100,15 @@ class Server:
         postmaster = int((self.data / "postmaster.pid").read_text().split()[0])
         os.kill(postmaster, how)
 
-    def _answers(self) -> bool:
-        import psycopg
-
-        try:
-            psycopg.connect(self.url, connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
     def _run(self, command: list[str]) -> None:
         subprocess.run(self._as_user(command), check=True, capture_output=True, cwd="/")
 
-    def _as_user(self, command: list[str]) -> list[str]:
+    @staticmethod
+    def _as_user(command: list[str]) -> list[str]:
         """The server refuses to run as root."""
         if os.geteuid() != 0:
             return command
-        return ["setpriv", "--reuid", self._user()[0], "--regid", self._user()[1], "--clear-groups", *command]
+        return ["setpriv", "--reuid", Server._user()[0], "--regid", Server._user()[1], "--clear-groups", *command]
 
     @staticmethod
     def _user() -> tuple[str, str]:
@@ -125,6 +118,65 @@ class Server:
             except KeyError:
                 continue
         raise RuntimeError("there is no user to run PostgreSQL as")
+
+
+class Bouncer:
+    """PgBouncer in transaction mode before a server: a statement may come to any of a few sessions."""
+
+    def __init__(self, directory: Path, url: str, *, sessions: int = 4) -> None:
+        parts = urlsplit(url)
+        self.directory = directory
+        self.port = free_port()
+        self.url = f"postgresql://{parts.username}@127.0.0.1:{self.port}{parts.path}"
+        (directory / "users").write_text(f'"{parts.username}" "{parts.password or ""}"\n')
+        (directory / "ini").write_text(
+            f"[databases]\n* = host={parts.hostname} port={parts.port or 5432}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir = {directory}\n"
+            f"auth_type = trust\nauth_file = {directory / 'users'}\nadmin_users = {parts.username}\n"
+            f"pool_mode = transaction\ndefault_pool_size = {sessions}\nmax_client_conn = 500\n"
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if os.geteuid() == 0:
+            for path in (self.directory, self.directory / "users", self.directory / "ini"):
+                shutil.chown(path, Server._user()[0])
+        command = [bouncer_program() or "pgbouncer", str(self.directory / "ini")]
+        with open(self.directory / "log", "ab") as log:
+            self.process = subprocess.Popen(Server._as_user(command), stdout=log, stderr=log, cwd="/")
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not _answers(self.url):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self.directory / "log").read_text()[-2000:])
+            time.sleep(0.02)
+
+    def clients(self) -> list[str]:
+        """The application names of those who are connected to it."""
+        import psycopg
+        from psycopg.rows import dict_row
+
+        with psycopg.connect(f"{self.url.rpartition('/')[0]}/pgbouncer", autocommit=True, row_factory=dict_row) as console:
+            return [str(row["application_name"]) for row in console.execute("SHOW CLIENTS")]
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(DEADLINE_SECONDS)
+            self.process = None
+
+
+def bouncer_program() -> str | None:
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def _answers(url: str) -> bool:
+    import psycopg
+
+    try:
+        psycopg.connect(url, connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def _program(name: str) -> str:

@@ -63,6 +63,8 @@ class Entry(msgspec.Struct, kw_only=True, frozen=True):
     retries: int = 0
     arguments: list[Any] = []
     error: str = ""
+    seconds: float = 0.0
+    kind: str = ""
 
 
 @dataclass

@@ -13,8 +13,9 @@ class CeleriacConfig(AppConfig):
 
     def ready(self) -> None:
         from . import checks, workers
-        from .project import ensure_app
+        from .project import ensure_app, even_priorities
 
         ensure_app()
+        even_priorities()
         workers.prepare()
         checks.register()

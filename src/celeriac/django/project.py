@@ -28,6 +28,17 @@ def ensure_app() -> Celeriac:
     return cast("Celeriac", app)
 
 
+def even_priorities() -> None:
+    """Where TASKS names our backend, tasks that say nothing of their priority have the one that Django's tasks have by default."""
+    from django.conf import settings
+
+    backends = getattr(settings, "TASKS", None) or {}
+    if any(str(params.get("BACKEND", "")).startswith("celeriac.django") for params in backends.values()):
+        from .tasks_backend import EVEN_PRIORITY
+
+        ensure_app().add_defaults({"task_default_priority": EVEN_PRIORITY})
+
+
 def _project_name() -> str:
     return os.environ.get("DJANGO_SETTINGS_MODULE", "django").partition(".")[0]
 

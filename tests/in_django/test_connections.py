@@ -7,9 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.support.django_project import MakeDjangoProject
 from tests.support.workers import until
-
-from .conftest import MakeDjangoProject
 
 POOLS = [["-P", "prefork", "-c", "2"], ["-P", "threads", "-c", "3"], ["-P", "asyncio", "-c", "5"]]
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.django_project import DjangoProject
-
-from .conftest import MakeDjangoProject
+from tests.support.django_project import DjangoProject, MakeDjangoProject
 
 CLASSIC = """
 import os

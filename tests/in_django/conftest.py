@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.django_project import DjangoProject
+from tests.support.django_project import DjangoProject, MakeDjangoProject
 from tests.support.fixtures import homes
 
 __all__ = ["homes"]
 
 pytest.importorskip("django", reason="Django is not installed in this environment")
-
-MakeDjangoProject = Callable[..., DjangoProject]
 
 
 @pytest.fixture

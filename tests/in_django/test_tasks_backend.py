@@ -1,0 +1,143 @@
+"""`django.tasks` (or its backport on 5.2) on Celeriac: Django's tasks beside ours, in the same queues, by the same workers."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from tests.support.django_project import DjangoProject, MakeDjangoProject
+
+if find_spec("django.tasks") is None and find_spec("django_tasks") is None:
+    pytest.skip("neither Django 6 nor django-tasks is installed in this environment", allow_module_level=True)
+
+BACKEND = {"default": {"BACKEND": "celeriac.django.TasksBackend", "QUEUES": ["default", "fast"]}}
+IMPORTS = """
+import time
+from datetime import timedelta
+from django.utils import timezone
+from books.jobs import add, count, die_once, fail, odd, tell
+def wait(result, seconds=40):
+    deadline = time.monotonic() + seconds
+    while not result.is_finished and time.monotonic() < deadline:
+        time.sleep(0.01)
+        result.refresh()
+    return result
+"""
+
+
+@pytest.fixture
+def site(make_site: MakeDjangoProject) -> DjangoProject:
+    return make_tasks_site(make_site)
+
+
+def make_tasks_site(make_site: MakeDjangoProject) -> DjangoProject:
+    site = make_site(TASKS=BACKEND)
+    with (site.directory / "books" / "tasks.py").open("a") as file:
+        file.write("\n\nfrom . import jobs  # noqa\n")
+    return site
+
+
+def test_a_result_tells_the_whole_life_of_a_task(site: DjangoProject) -> None:
+    waiting = site.python(
+        IMPORTS
+        + """
+result = add.enqueue(2, b=3)
+seen = [str(result.status), result.args, result.kwargs, result.attempts, result.started_at]
+open("id", "w").write(result.id)
+again = add.get_result(result.id)
+print(json.dumps([seen, [str(again.status), again.args, again.kwargs, again.enqueued_at == result.enqueued_at]]))"""
+    )
+    assert waiting == [["READY", [2], {"b": 3}, 0, None], ["READY", [2], {"b": 3}, True]]
+    site.worker("-c", "1", "-n", "one@%h")
+    done = site.python(
+        IMPORTS
+        + """
+result = wait(add.get_result(open("id").read()))
+times = result.enqueued_at <= result.started_at <= result.last_attempted_at <= result.finished_at
+print(json.dumps([str(result.status), result.return_value, result.args, result.kwargs, times, [w[:4] for w in result.worker_ids], result.task.queue_name]))"""
+    )
+    assert done == ["SUCCESSFUL", 5, [2], {"b": 3}, True, ["one@"], "default"]
+
+
+def test_context_queue_async_errors_and_signals(site: DjangoProject) -> None:
+    site.worker("-c", "1", "-Q", "celery,fast")
+    told, counted, failed, unfit = site.python(
+        IMPORTS
+        + """
+told = tell.enqueue(1, x=[2])
+results = [told, count.enqueue(), fail.enqueue(), odd.enqueue()]
+for result in results: wait(result)
+a, b, c, d = results
+print(json.dumps([
+    [a.return_value, a.id, a.task.queue_name], b.return_value,
+    [str(c.status), c.errors[0].exception_class_path, c.errors[0].exception_class is ValueError, "on purpose" in c.errors[0].traceback],
+    [str(d.status), d.errors[0].exception_class_path]]))"""
+    )
+    shown, id, queue = told
+    assert shown == {"attempt": 1, "id": id, "args": [1], "kwargs": {"x": [2]}, "status": "RUNNING"} and queue == "fast"
+    assert counted == 0
+    assert failed == ["FAILED", "builtins.ValueError", True, True]
+    assert unfit == ["FAILED", "builtins.TypeError"]
+    heard = (site.directory / "signals").read_text().splitlines()
+    assert heard[:2] == ["started tell RUNNING", "finished tell SUCCESSFUL"]
+    assert "finished fail FAILED" in heard
+
+
+def test_a_deferred_task_waits_in_the_engine_and_priorities_count(site: DjangoProject) -> None:
+    site.python(
+        IMPORTS
+        + """
+add.using(run_after=timezone.now() + timedelta(days=30)).enqueue(0, 0)
+for priority in (-100, -1, 0, 1, 100):
+    add.using(priority=priority).enqueue(priority, 0)
+from books.tasks import title
+title.delay(1)"""
+    )
+    order = site.python(
+        """
+from celeriac import current_app as app
+print(json.dumps([
+    [w.message.priority for w in app.broker.peek("celery")],
+    [w.message.eta.isoformat()[:4] > "2000" for w in app.broker.peek("celery", state="scheduled")]]))"""
+    )
+    priorities, scheduled = order
+    assert priorities == [9, 5, 4, 4, 3, 0], "what says nothing is as important as a task of ours that says nothing"
+    assert scheduled == [True]
+
+
+def test_what_dies_with_its_process_runs_again_and_unknown_results_say_so(site: DjangoProject) -> None:
+    site.worker("-c", "1")
+    found = site.python(
+        IMPORTS
+        + """
+result = wait(die_once.enqueue())
+try:
+    add.get_result("no such id")
+except Exception as error:
+    unknown = type(error).__name__
+try:
+    add.get_result(result.id)
+except Exception as error:
+    other = type(error).__name__
+print(json.dumps([result.return_value, unknown, other]))"""
+    )
+    assert found == ["alive", "TaskResultDoesNotExist", "TaskResultMismatch"]
+
+
+def test_tasks_that_cannot_be_are_refused(site: DjangoProject) -> None:
+    assert site.python(
+        IMPORTS
+        + """
+found = []
+for attempt in (
+    lambda: add.using(queue_name="nowhere"),
+    lambda: add.using(priority=101),
+    lambda: add.enqueue(object(), 1),
+):
+    try:
+        attempt()
+    except Exception as error:
+        found.append(type(error).__name__)
+print(json.dumps(found))"""
+    ) in (["InvalidTask", "InvalidTask", "TypeError"], ["InvalidTaskError", "InvalidTaskError", "TypeError"])

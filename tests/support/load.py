@@ -1,0 +1,156 @@
+"""Work that goes on while something happens: a program that sends tasks, workers that run them, and what must hold of them in the end."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from .workers import Entry, Project, WorkerProcess, until
+
+LIMIT_SECONDS = 1.0
+"""broker_publish_timeout by default."""
+SLACK_SECONDS = 1.0
+"""What a busy machine may add."""
+UNSETTLED_SECONDS = 1.0
+"""So long before the death of a server may lie what its last answers have not made durable (`synchronous_commit` of PostgreSQL's settlements)."""
+
+PRODUCER = """
+import itertools, sys, time
+import proj
+
+name = sys.argv[1]
+work, flaky, once, after = proj.work, proj.flaky, proj.once, proj.after
+for number in itertools.count():
+    if (proj.HERE / "gates" / f"{name}-enough").exists():
+        break
+    label = f"{name}-{number}"
+    match number % 10:
+        case 0:
+            call = flaky.s(label, failures=1)
+        case 1:
+            call = work.s(label).set(link=after.s(f"after-{label}"))
+        case 2:
+            call = once.s(label)
+        case 3:
+            call = work.s(label).set(countdown=0.2)
+        case _:
+            call = work.s(label, seconds=number % 7 / 2000)
+    began = time.monotonic()
+    try:
+        task_id = call.delay().id
+        what, error = "sent", ""
+    except Exception as problem:
+        task_id, what, error = getattr(problem, "task_id", ""), "refused", f"{type(problem).__name__}: {problem}"
+    proj.write(what, label, id=task_id, error=error, seconds=time.monotonic() - began, kind=call.task.rpartition(".")[2])
+    time.sleep(0.004 if what == "sent" else 0.02)
+"""
+
+
+@dataclass
+class Load:
+    """One producer's tasks, and the workers."""
+
+    project: Project
+    workers: list[WorkerProcess]
+    name: str = "load"
+    program: subprocess.Popen[bytes] = field(init=False)
+    server_kills: list[float] = field(default_factory=list)
+    """When (monotonic) a server was killed: settlements of the last moments may be undone."""
+
+    def __post_init__(self) -> None:
+        self.pids = {worker.pid: worker.children() for worker in self.workers}
+        self.program = self.project.program(PRODUCER, self.name)
+
+    # -- what there is so far ------------------------------------------------------------------------------------------
+
+    def sent(self) -> list[Entry]:
+        return [entry for entry in self.project.journal("sent") if entry.label.startswith(f"{self.name}-")]
+
+    def refused(self) -> list[Entry]:
+        return [entry for entry in self.project.journal("refused") if entry.label.startswith(f"{self.name}-")]
+
+    def more_done(self, tasks: int) -> None:
+        """Waits until so many more have been sent, and have ended, than now."""
+        begun = len(self.sent())
+        until(lambda: len(self.sent()) >= begun + tasks, f"{tasks} more tasks are sent")
+        ended = len(self.project.journal("end"))
+        until(lambda: len(self.project.journal("end")) >= ended + tasks, f"{tasks} more tasks have ended")
+
+    def more_refused(self, calls: int) -> None:
+        """Waits until so many more calls have been refused."""
+        before = len(self.refused())
+        until(lambda: len(self.refused()) >= before + calls, f"{calls} more calls are refused")
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Nothing more is sent; waits until all of it has run."""
+        self.project.open_gate(f"{self.name}-enough")
+        assert self.program.wait(20) == 0
+        self.project.wait_empty()
+
+    def check(self, *, lost_before: float = 0.0) -> str:
+        """Nothing is lost (but what was sent before `lost_before`), nothing is doubled, no call took long. Returns a line of figures."""
+        journal = self.project.journal()
+        sent = [entry for entry in self.sent() if entry.at > lost_before]
+        self._check_that_all_ran(sent, journal)
+        repeats = self._check_repeats(journal, lost_before)
+        self._check_calls()
+        return f"{len(self.sent())} sent, {len(self.refused())} refused, {repeats} repeated"
+
+    def _check_that_all_ran(self, sent: list[Entry], journal: list[Entry]) -> None:
+        due = [entry for entry in sent if entry.kind != "once"]
+        ended = {entry.label for entry in journal if entry.what == "end"}
+        missing = [entry.label for entry in due if entry.label not in ended]
+        assert not missing, f"{len(missing)} of {len(due)} lost: {missing[:10]}"
+        records = self.project.backend.fetch([entry.id for entry in due])
+        unstored = [entry.label for entry in due if entry.id not in records or records[entry.id].status != "SUCCESS"]
+        assert not unstored, f"results of {len(unstored)} lost: {unstored[:10]}"
+        started = {entry.label for entry in journal if entry.what == "start"}
+        forgotten = [entry.label for entry in sent if int(entry.label.rpartition("-")[2]) % 10 == 1 and f"after-{entry.label}" not in started]
+        assert not forgotten, f"follow-ups of {forgotten[:10]} lost"
+        assert not self.project.dead()
+
+    def _check_repeats(self, journal: list[Entry], lost_before: float) -> int:
+        starts: dict[tuple[str, int], list[Entry]] = {}
+        ends: dict[tuple[str, int, int], float] = {}
+        for entry in journal:
+            if entry.what == "start":
+                starts.setdefault((entry.label, entry.retries), []).append(entry)
+            elif entry.what == "end":
+                ends[entry.label, entry.retries, entry.pid] = entry.at
+        repeats = 0
+        for (label, retries), entries in starts.items():
+            for before, again in pairwise(entries):
+                repeats += 1
+                ended_at = ends.get((label, retries, before.pid), before.at)
+                explained = any(before.at <= killed and ended_at >= killed - UNSETTLED_SECONDS for killed in self.server_kills)
+                assert explained or before.at < lost_before, f"{label} started twice for no reason:\n{before}\n{again}\nended {ended_at}"
+        return repeats
+
+    def _check_calls(self) -> None:
+        calls = sorted([*self.sent(), *self.refused()], key=lambda entry: entry.at)
+        slow = [entry for entry in calls if entry.seconds > LIMIT_SECONDS + SLACK_SECONDS]
+        assert not slow, slow
+        assert all(entry.error.startswith("EnqueueError") and entry.id for entry in self.refused()), self.refused()[:3]
+        in_a_row: Counter[str] = Counter()
+        late = []
+        for entry in calls:
+            in_a_row["refused"] = in_a_row["refused"] + 1 if entry.what == "refused" else 0
+            if in_a_row["refused"] > 3:
+                late.append(entry.seconds)
+        if len(late) >= 10:
+            assert statistics.median(late) < 0.1, f"calls go on waiting for a server that has failed: {late}"
+
+    def check_workers(self, *, troubles: int) -> None:
+        """The same processes are there, and each has said at most so often that a trouble begins, and as often that it is over."""
+        for worker in self.workers:
+            said = [line for line in worker.log().splitlines() if ": INFO/" not in line]
+            assert worker.popen.poll() is None, said
+            assert worker.children() == self.pids[worker.pid], f"a process was replaced: {said}"
+            until(lambda worker=worker: worker.log().count("is in trouble") == worker.log().count("is back after"), "every trouble is over")  # type: ignore[misc]
+            assert worker.log().count("is in trouble") <= troubles * (1 + len(self.pids[worker.pid])), said
+            assert "Traceback" not in worker.log(), said

@@ -1,0 +1,138 @@
+"""A rabbitmq-server for tests: a node of its own, with its own epmd, on free loopback ports and in a temporary directory; ended by their process ids."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+DEADLINE_SECONDS = 60.0
+_PROGRAMS = Path("/usr/lib/rabbitmq/bin")
+
+
+class Server:
+    """One node. Its clients' port is 127.0.0.1:`port`; `lines` are added to its rabbitmq.conf, `terms` to its advanced.config."""
+
+    def __init__(self, *lines: str, terms: str = "") -> None:
+        self.epmd = shutil.which("epmd")
+        if self.epmd is None or not (_PROGRAMS / "rabbitmq-server").exists():
+            reason = "There is no rabbitmq-server here. Install it (scripts/servers), or name one in CELERIAC_TEST_RABBITMQ_URL."
+            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        self.directory = Path(tempfile.mkdtemp(prefix="celeriac-rabbitmq-"))
+        self.port, distribution, epmd_port = free_ports(3)
+        home = self.directory / "home"
+        home.mkdir()
+        cookie = home / ".erlang.cookie"
+        cookie.write_text("celeriactests")
+        cookie.chmod(0o400)
+        configuration = [f"listeners.tcp.local = 127.0.0.1:{self.port}", "loopback_users = none", "log.console = false", *lines]
+        (self.directory / "rabbitmq.conf").write_text("\n".join(configuration) + "\n")
+        (self.directory / "advanced.config").write_text(terms or "[].")
+        (self.directory / "enabled_plugins").write_text("[].")
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))},
+            "HOME": str(home),
+            "ERL_EPMD_PORT": str(epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"celeriac{self.port}@localhost",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
+            "RABBITMQ_LOG_BASE": str(self.directory / "log"),
+            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.directory / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
+            "RABBITMQ_PID_FILE": str(self.directory / "pid"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        self.node: subprocess.Popen[bytes] | None = None
+        self.names = subprocess.Popen([self.epmd, "-port", str(epmd_port), "-address", "127.0.0.1"], env=self.environment)
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def start(self) -> None:
+        """Again, after `kill` or `halt`, with the same data."""
+        with open(self.directory / "output", "ab") as output:
+            self.node = subprocess.Popen(
+                [str(_PROGRAMS / "rabbitmq-server")], env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not answers(self.port):
+            if time.monotonic() > deadline or self.node.poll() is not None:
+                raise AssertionError(f"rabbitmq-server does not start: {(self.directory / 'output').read_text()[-3000:]}")
+            time.sleep(0.05)
+
+    def control(self, *words: str) -> str:
+        """`rabbitmqctl` with these words. It takes a second or two."""
+        done = subprocess.run(
+            [str(_PROGRAMS / "rabbitmqctl"), *words], env=self.environment, capture_output=True, text=True, timeout=DEADLINE_SECONDS
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def kill(self) -> None:
+        """SIGKILL, to the node and what it has started."""
+        self._end(signal.SIGKILL)
+
+    def halt(self) -> None:
+        """An orderly end."""
+        self._end(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Ends all, and leaves nothing behind."""
+        self._end(signal.SIGKILL)
+        self.names.kill()
+        self.names.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _end(self, signum: signal.Signals) -> None:
+        if self.node is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self.node.pid, signum)
+        try:
+            self.node.wait(DEADLINE_SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self.node.pid, signal.SIGKILL)  # erl_child_setup and what else is in its session
+        self.node = None
+
+
+def answers(port: int) -> bool:
+    """True when it speaks AMQP: whoever greets it wrongly is told the right greeting."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 2.0) as client:
+            client.sendall(b"AMQP\x00\x00\x00\x00")
+            return client.recv(8).startswith(b"AMQP")
+    except OSError:
+        return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Below the range from which the system gives clients theirs."""
+    found: list[int] = []
+    with socket.socket() as seed:
+        seed.bind(("127.0.0.1", 0))
+        number = 10_000 + seed.getsockname()[1] % 20_000
+    while len(found) < count:
+        number += 1
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", number))
+            found.append(number)
+    return found
