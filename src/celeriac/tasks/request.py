@@ -28,7 +28,7 @@ class Request:
     kwargs: dict[str, Any]
     hostname: str
     is_eager: bool
-    called_directly: bool
+    called_directly: bool = False
     children: list[Any]
     """The results of the tasks that this run has sent."""
 
@@ -65,19 +65,19 @@ class Request:
     message: Message
     embed: dict[str, Any]
     delivery: Delivery | None
-    running: Task[..., Any] | None
+    running: Task[..., Any] | None = None
     """The task that runs; set when the run begins."""
-    outer: Request | None
+    outer: Request | None = None
     """The run inside which this one happens."""
-    may_join: bool
+    may_join: bool = False
     """Whether waiting for a result inside this run is allowed."""
-    entered: bool
+    entered: bool = True
     """True when `Task.__call__` must take a further call for a direct one."""
-    retry_asked: BaseException | None
+    retry_asked: BaseException | None = None
     """What `retry(throw=False)` returned."""
-    exposed: bool
+    exposed: bool = False
     """True while the task's own code runs: only then an exception may be raised in it from outside (a time limit, a revoke)."""
-    ended_by: BaseException | None
+    ended_by: BaseException | None = None
     """The exception that was raised in it from outside."""
     additions: list[Any]
     """Signatures, in their normal form, that this run has added to its chord."""
@@ -102,15 +102,10 @@ class Request:
         self.hostname = hostname
         self.delivery = delivery
         self.is_eager = is_eager
-        self.called_directly = False
         self.children = []
-        self.running = None
-        self.outer = None
-        self.may_join = False
-        self.entered = True
-        self.retry_asked = None
-        self.exposed = False
-        self.ended_by = None
+        self.ignore_result = message.ignore_result  # asked for in every run, so not looked up then
+        if message.headers:
+            self.__class__ = _WithHeaders
         self.additions = []
 
     @classmethod
@@ -122,19 +117,6 @@ class Request:
         request.called_directly = True
         request.running = task
         return request
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            read = _FROM_MESSAGE.get(name)
-            if read is not None:
-                value = read(self)
-            elif not name.startswith("__") and name in self.message.headers:
-                value = self.message.headers[name]
-            else:
-                raise AttributeError(f"The request of a task has no attribute {name!r}.")
-            self.__dict__[name] = value
-            return value
 
     def children_as_tuples(self) -> list[Any]:
         """The children as a result record holds them."""
@@ -149,7 +131,7 @@ class Request:
         self.__dict__.update(attributes)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        for name in ("id", "task", "args", "kwargs", *_FROM_MESSAGE, "hostname", "is_eager", "called_directly", "children"):
+        for name in ("id", "task", "args", "kwargs", *_FROM_MESSAGE, "ignore_result", "hostname", "is_eager", "called_directly", "children"):
             yield name, getattr(self, name)
 
     def __repr__(self) -> str:
@@ -198,7 +180,6 @@ _FROM_MESSAGE: dict[str, Callable[[Request], Any]] = {
     "chord": lambda r: r.embed.get("chord"),
     "origin": lambda r: r.message.origin,
     "shadow": lambda r: r.message.shadow,
-    "ignore_result": lambda r: r.message.ignore_result,
     "argsrepr": lambda r: r.message.argsrepr,
     "kwargsrepr": lambda r: r.message.kwargsrepr,
     "stamps": lambda r: r.message.stamps,
@@ -210,6 +191,38 @@ _FROM_MESSAGE: dict[str, Callable[[Request], Any]] = {
     "logfile": lambda r: None,
     "loglevel": lambda r: None,
 }
+
+
+class _Remembered:
+    """An attribute that is read from the message when it is first asked for. (A `__getattr__` for all of them would slow down every other attribute too.)"""
+
+    def __init__(self, name: str, read: Callable[[Request], Any]) -> None:
+        self.name = name
+        self.read = read
+
+    def __get__(self, request: Request | None, owner: type[Request]) -> Any:
+        if request is None:
+            return self
+        value = request.__dict__[self.name] = self.read(request)
+        return value
+
+
+for _name, _read in _FROM_MESSAGE.items():
+    setattr(Request, _name, _Remembered(_name, _read))
+
+
+class _WithHeaders(Request):
+    """The request of a message with custom headers, which are its attributes."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            headers = self.message.headers
+            if name.startswith("__") or name not in headers:
+                raise AttributeError(f"The request of a task has no attribute {name!r}.")
+            value = self.__dict__[name] = headers[name]
+            return value
+
 
 _current: ContextVar[Request | None] = ContextVar("celeriac_request", default=None)
 
