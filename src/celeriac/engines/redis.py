@@ -88,7 +88,7 @@ class RedisEngine:
         self.url = url
         self._clock = clock
         self._own_clock = clock is not SYSTEM_CLOCK
-        self._ttl_milliseconds = max(1, round(result_expires * 1000)) if result_expires else None
+        self._ttl_milliseconds = str(max(1, round(result_expires * 1000))) if result_expires else None
         self._revokes_expire_seconds = revokes_expire_seconds
         place = Place(url, transport_options)
         self._server = Server(place)
@@ -262,7 +262,9 @@ class RedisEngine:
     def depth(self, queues: Sequence[str] | None = None) -> dict[str, Depth]:
         names = list(dict.fromkeys(self.queues() if queues is None else queues))
         return {
-            name: Depth(ready=ready, scheduled=scheduled, leased=leased, dead=dead, paused_by=by.decode() if by is not None else None)
+            name: Depth(
+                ready=ready, scheduled=scheduled, leased=leased, dead=dead, paused_by=by.decode().removeprefix("by ") if by else None
+            )
             for name, (ready, scheduled, leased, dead, by) in zip(names, self._run(scripts.DEPTH, names), strict=True)
         }
 

@@ -6,12 +6,12 @@ ARGV: the verb's arguments; and for the verbs that must not happen twice a pen, 
 body    id → "token crashes interruptions priority      nodes    node → its registration, JSON
         queue", a new line, the message as JSON          leases   node, by when its lease runs out
 r:queue id, by place: the ready ones                     holders  nodes that may hold something
-s:queue priority..id, by when it is due                  l:node   id → "process token place number queue node": its lease
+s:queue priority..id, by when it is due                  l:node   id → "process token place number length-of-queue queue node": its lease
 since   id → place, of those that were released for a    ending   id → what to do when this leased one comes back: it was revoked
         later time                                       revokes  id, by until when it is remembered
-d:queue id, in the order of death                        paused   queue → who paused it
-dead    id → what is known of it, reason, time           queues   names of queues that may hold something
-deadbody id → as in body                                 w:queue  "!" something is ready, "~" something comes due earlier than was known
+d:queue id, in the order of death                        queues   queue → "by …" who paused it, or "": those that may hold something
+dead    id → what is known of it, reason, time           w:queue  "!" something is ready, "~" something comes due earlier than was known
+deadbody id → as in body                                 n, taken, deaths  the last place, the numbers of reservations and of dead letters
 b:, bw:address  letters, and their token                 p:, x:pen  what a pen did last
 j:join  size, enlarged (by how many, before it had a size), arrived, failed, then, left (how many have still to leave), by (whose arrival completed it),
         and index → arrival
@@ -34,7 +34,7 @@ TICKS = 100_000
 """In a second."""
 BAND = 900_000_000_000_000
 
-HEAD = (
+START = (
     f"local PEN_SECONDS, TICKS, BAND = {PEN_SECONDS}, {TICKS}, {BAND}"
     + """
 local P, R, call, pack, open, format = KEYS[1], KEYS[2], redis.call, cmsgpack.pack, cmsgpack.unpack, string.format
@@ -46,6 +46,9 @@ if not now then
   now = t[1] + t[2] / 1000000
   mono = now
 end
+"""
+)
+FUNCTIONS = """
 local wakes = {}
 local function tick(at) return math.min(math.floor(at * TICKS), BAND - 1) end
 -- Lua hands over some thousand values at most.
@@ -62,7 +65,7 @@ local function many(command, key, things)
   return found
 end
 """
-)
+HEAD = START + FUNCTIONS
 
 # What the texts say: of a message, and of a lease.
 READING = """
@@ -119,8 +122,9 @@ end
 KEEPING = "if last then call('SET', P .. 'n', format('%.0f', last)) end\n"
 ANNOUNCING = """
 for queue, token in pairs(wakes) do
-  call('SADD', P .. 'queues', queue)
-  if token ~= '' and call('HEXISTS', P .. 'paused', queue) == 0 then call('ZADD', P .. 'w:' .. queue, 0, token) end
+  local paused = call('HGET', P .. 'queues', queue)
+  if not paused then call('HSET', P .. 'queues', queue, '') end
+  if token ~= '' and (paused or '') == '' then call('ZADD', P .. 'w:' .. queue, 0, token) end
 end
 """
 
@@ -136,7 +140,7 @@ local function store(record)
     local known = call('GET', key)
     if known and is_ready(known) then return false end
   end
-  if ttl then call('SET', key, record[3], 'PX', ttl) else call('SET', key, record[3]) end
+  if ttl then call('PSETEX', key, ttl, record[3]) else call('SET', key, record[3]) end
   if index then call('ZADD', P .. 'stored', now, record[1]) end
   call('PUBLISH', key, record[3])
   return true
@@ -282,27 +286,44 @@ local function promote(queue)
 end
 """
 
+# What delay() does, a message for now, comes first, without a function: they would be half of the cost.
 PUBLISH = (
-    HEAD
-    + PUBLISHING
+    START
     + """
 local pen = P .. 'p:' .. ARGV[2]
 if ARGV[4] == '1' and call('GET', pen) == ARGV[3] then return 0 end
-local then_rows = {}
-if #A[6] > 0 then
+local rows = A[5]
+local row = rows[1]
+if #rows == 1 and not row[4] and not row[5] and #A[6] == 0 then
+  if call('HSETNX', BODY, row[1], row[6]) == 1 then
+    local queue, last = row[2], math.floor(now * TICKS)
+    local before = tonumber(call('SET', P .. 'n', format('%.0f', last), 'GET') or 0)
+    if before >= last then
+      last = before + 1
+      call('SET', P .. 'n', format('%.0f', last))
+    end
+    call('ZADD', P .. 'r:' .. queue, last - row[3] * BAND, row[1])
+    local paused = call('HGET', P .. 'queues', queue)
+    if not paused then call('HSET', P .. 'queues', queue, '') end
+    if (paused or '') == '' then call('ZADD', P .. 'w:' .. queue, 0, '!') end
+  end
+else
 """
+    + FUNCTIONS
+    + PUBLISHING
     + JOINING
     + """
+  local then_rows = {}
   for _, j in ipairs(A[6]) do
     for _, row in ipairs(open_join(j)) do then_rows[#then_rows + 1] = row end
   end
-end
-for _, row in ipairs(A[5]) do publish(row) end
-for _, row in ipairs(then_rows) do publish(row) end
+  for _, row in ipairs(rows) do publish(row) end
+  for _, row in ipairs(then_rows) do publish(row) end
 """
     + KEEPING
     + ANNOUNCING
     + """
+end
 call('SET', pen, ARGV[3], 'EX', PEN_SECONDS)
 return 1
 """
@@ -314,6 +335,7 @@ EXCHANGE = (
 local node, process, queues, limit, fast, slow = A[5], A[6], A[7], A[8], A[9], A[10]
 if node and call('HEXISTS', P .. 'nodes', node) == 0 then return redis.error_reply('NODELOST The node is not registered.') end
 call('DEL', P .. 'first')
+local some_revoked = call('EXISTS', P .. 'revokes', P .. 'ending') > 0
 local pen, done, refused, before = P .. 'x:' .. ARGV[2], {}, {}, nil
 if ARGV[4] == '1' then
   local kept = call('GET', pen)
@@ -338,7 +360,7 @@ if fast and not before then
       local record = records[i]
       if record then
         local key = R .. id
-        if ttl then call('SET', key, record, 'PX', ttl) else call('SET', key, record) end
+        if ttl then call('PSETEX', key, ttl, record) else call('SET', key, record) end
         if index then call('ZADD', P .. 'stored', now, id) end
         call('PUBLISH', key, record)
       end
@@ -349,7 +371,7 @@ if fast and not before then
   if #done > 0 then
     each('HDEL', hand, done)
     each('HDEL', BODY, done)
-    if call('EXISTS', P .. 'ending') == 1 then each('HDEL', P .. 'ending', done) end
+    if some_revoked then each('HDEL', P .. 'ending', done) end
   end
 end
 
@@ -388,7 +410,7 @@ if #slow > 0 and not before then
       call('HSET', P .. 'dead', id, pack({queue, place, token, crashes or 0, interruptions or 0, s[5], now}))
       call('HSET', P .. 'deadbody', id, text)
       call('ZADD', P .. 'd:' .. queue, call('INCR', P .. 'deaths'), id)
-      call('SADD', P .. 'queues', queue)
+      call('HSETNX', P .. 'queues', queue, '')
       call('HDEL', BODY, id)
     else
       local text = call('HGET', BODY, id)
@@ -438,7 +460,7 @@ elseif node and limit > 0 then
     + """
   local open_queues, popped, from = {}, {}, nil
   for _, queue in ipairs(queues) do
-    if call('HEXISTS', P .. 'paused', queue) == 0 then
+    if (call('HGET', P .. 'queues', queue) or '') == '' then
       promote(queue)
       open_queues[#open_queues + 1] = queue
     end
@@ -503,7 +525,7 @@ if next(wakes) then
     + ANNOUNCING
     + """
 end
-if #leases > 0 and call('EXISTS', P .. 'revokes') == 1 then
+if #leases > 0 and some_revoked then
   for i = 1, #leases, 2 do
     local til = call('ZSCORE', P .. 'revokes', leases[i])
     if til and tonumber(til) > now then revoked[#revoked + 1] = leases[i] end
@@ -631,7 +653,7 @@ OUTLOOK = (
     + """
 local nearest
 for _, queue in ipairs(A[5]) do
-  if call('HEXISTS', P .. 'paused', queue) == 0 then
+  if (call('HGET', P .. 'queues', queue) or '') == '' then
     if call('EXISTS', P .. 'r:' .. queue) == 1 then return '0' end
     local due = call('ZRANGE', P .. 's:' .. queue, 0, 0, 'WITHSCORES')[2]
     if due and (not nearest or tonumber(due) < nearest) then nearest = tonumber(due) end
@@ -756,12 +778,13 @@ local function add(queue)
     names[#names + 1] = queue
   end
 end
-for _, queue in ipairs(call('HKEYS', P .. 'paused')) do add(queue) end
 for _, node in ipairs(call('SMEMBERS', P .. 'holders')) do
   for _, lease in ipairs(call('HVALS', P .. 'l:' .. node)) do add((read_lease(lease))) end
 end
-for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
-  if call('EXISTS', P .. 'r:' .. queue, P .. 's:' .. queue, P .. 'd:' .. queue) > 0 then add(queue) end
+local known = call('HGETALL', P .. 'queues')
+for i = 1, #known, 2 do
+  local queue, paused = known[i], known[i + 1]
+  if paused ~= '' or call('EXISTS', P .. 'r:' .. queue, P .. 's:' .. queue, P .. 'd:' .. queue) > 0 then add(queue) end
 end
 return names
 """
@@ -781,7 +804,7 @@ for i, queue in ipairs(A[5]) do
   local due = call('ZCOUNT', P .. 's:' .. queue, '-inf', now)
   counts[i] = {
     call('ZCARD', P .. 'r:' .. queue) + due, call('ZCARD', P .. 's:' .. queue) - due, leased[queue] or 0, call('ZCARD', P .. 'd:' .. queue),
-    call('HGET', P .. 'paused', queue),
+    call('HGET', P .. 'queues', queue),
   }
 end
 return counts
@@ -884,12 +907,15 @@ each('HDEL', P .. 'since', ids)
 return #ids
 """
 )
-PAUSE = HEAD + "for _, queue in ipairs(A[5]) do call('HSET', P .. 'paused', queue, A[6]) end return 1"
+PAUSE = HEAD + "for _, queue in ipairs(A[5]) do call('HSET', P .. 'queues', queue, 'by ' .. A[6]) end return 1"
 RESUME = (
     HEAD
     + """
 for _, queue in ipairs(A[5]) do
-  if call('HDEL', P .. 'paused', queue) == 1 then call('ZADD', P .. 'w:' .. queue, 0, '!') end
+  if (call('HGET', P .. 'queues', queue) or '') ~= '' then
+    call('HSET', P .. 'queues', queue, '')
+    call('ZADD', P .. 'w:' .. queue, 0, '!')
+  end
 end
 return 1
 """
