@@ -41,6 +41,7 @@ from ..core.errors import NodeLost
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
 from . import redis_scripts as scripts
+from .redis_scripts import BAND, TICKS
 from .redis_wire import Place, Refused, Script, Server, Subscription, bulk, command
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class RedisEngine:
 
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
         deliveries = _deliveries(self._run(scripts.HELD, node), node)
-        deliveries.sort(key=lambda delivery: _Lease(delivery.receipt).order)
+        deliveries.sort(key=lambda delivery: _order(delivery.receipt))
         return [delivery for delivery in deliveries if process in (None, delivery.lease.holder.process)]
 
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
@@ -442,27 +443,35 @@ def _settlement_rows(settlements: Sequence[Settlement]) -> tuple[tuple[str, list
     leases: list[str] = []
     records: list[str | None] = []
     slow: list[Settlement] = []
-    node = None
+    node = fence = ""
+    holder: Any = None
+    token = 0
     for settlement in settlements:
-        lease, receipt, record = settlement.lease, settlement.receipt, settlement.record
-        if (
-            settlement.verdict is _DONE
-            and lease is not None
-            and type(receipt) is str
-            and not (settlement.follow_ups or settlement.arrival or settlement.opens or settlement.enlarges)
-            and settlement.leaves is None
-            and not settlement.more_records
-            and (node is None or lease.holder.node == node)
-            and receipt.startswith(_fence(lease))
-            and (record is None or (record.status in READY_STATES and record.task_id == settlement.id))
-        ):
-            node = lease.holder.node
-            ids.append(settlement.id)
-            leases.append(receipt)
-            records.append(None if record is None else _record_text(record))
-        else:
+        lease = settlement.lease
+        if settlement.verdict is not _DONE or lease is None or (node and lease.holder.node != node):
             slow.append(settlement)
-    if node is None:
+            continue
+        if lease.holder is not holder or lease.token != token:
+            holder, token, fence = lease.holder, lease.token, _fence(lease)
+        id, receipt, record = settlement.id, settlement.receipt, settlement.record
+        if (
+            type(receipt) is not str
+            or not receipt.startswith(fence)
+            or (record is not None and (record.status not in READY_STATES or record.task_id != id))
+            or settlement.follow_ups
+            or settlement.arrival is not None
+            or settlement.leaves is not None
+            or settlement.opens
+            or settlement.enlarges
+            or settlement.more_records
+        ):
+            slow.append(settlement)
+            continue
+        node = holder.node
+        ids.append(id)
+        leases.append(receipt)
+        records.append(None if record is None else _record_text(record))
+    if not node:
         return None, [_settlement_row(settlement) for settlement in slow]
     if len(set(ids)) < len(ids):
         return None, [_settlement_row(settlement) for settlement in settlements]
@@ -550,18 +559,15 @@ def _fence(lease: Lease) -> str:
 _FENCES: dict[tuple[int, int], str] = {}
 
 
-class _Lease:
-    """What the text of a lease says."""
-
-    def __init__(self, text: str) -> None:
-        process, token, place, number, _ = text.split(" ", 4)
-        self.process, self.token, self.place = int(process), int(token), float(place)
-        self.order = (int(number), self.place)
+def _order(lease: str) -> tuple[int, float]:
+    """When, by the text of its lease, a message was reserved."""
+    _, _, place, number, _ = lease.split(" ", 4)
+    return int(number), float(place)
 
 
 def _since(place: float) -> float:
     """When what has this place became ready."""
-    return place % scripts.BAND / scripts.TICKS
+    return place % BAND / TICKS
 
 
 def _deliveries(reply: Any, node: str) -> list[Delivery]:
@@ -569,24 +575,31 @@ def _deliveries(reply: Any, node: str) -> list[Delivery]:
     if not leases:
         return []
     now = float(reply[0])
-    revoked = set(reply[4]) if reply[4] else ()
-    holders: dict[int, Holder] = {}
+    revoked = set(reply[4])
+    leased: dict[str, Lease] = {}
     deliveries = []
     pairs = iter(leases)
-    for id, lease, body in zip(pairs, pairs, reply[3], strict=True):
-        receipt = lease.decode()
+    for id, text, body in zip(pairs, pairs, reply[3], strict=True):
+        receipt = text.decode()
         process, token, place, _ = receipt.split(" ", 3)
-        holder = holders.get(process)
-        if holder is None:
-            holder = holders[process] = Holder(node, int(process))
-        queue, crashes, interruptions, text = _read(body)
-        message, error = _decode(text)
-        expires = message.expires if message is not None else None
+        # Nearly all of a batch have the same: a holder, and a first token.
+        lease = leased.get(process + token)
+        if lease is None or lease.token != int(token):
+            lease = leased[process + token] = Lease(Holder(node, int(process)), int(token))
+        head, _, text = body.partition(b"\n")
+        queue, crashes, interruptions = _READ.get(head) or _read_head(head)
+        error = ""
+        message: Message | None
+        try:
+            message = _decode_message(text)
+            expires = message.expires
+        except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+            message, expires, error = None, None, f"The stored message cannot be decoded: {problem}"
         deliveries.append(
             Delivery(
                 id=id.decode(),
                 queue=queue,
-                lease=Lease(holder, int(token)),
+                lease=lease,
                 receipt=receipt,
                 message=message,
                 crashes=crashes,
@@ -594,42 +607,32 @@ def _deliveries(reply: Any, node: str) -> list[Delivery]:
                 waiting_since=_since(float(place)),
                 expired=expires is not None and now > expires.timestamp(),
                 revoked=id in revoked,
-                raw_message=b"" if message is not None else text,
+                raw_message=b"" if message is not None else text or body,
                 error=error,
             )
         )
     return deliveries
 
 
-def _read(body: bytes) -> tuple[str, int, int, bytes]:
-    """Queue, crashes, interruptions, and the message as JSON."""
-    head, _, text = body.partition(b"\n")
-    known = _READ.get(head)
-    if known is None:
-        if len(_READ) >= 1000:
-            _READ.clear()
-        try:
-            _, crashes, interruptions, _, queue = head.decode().split(" ", 4)
-            known = (re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], queue), int(crashes), int(interruptions))
-        except ValueError:
-            return "", 0, 0, body
-        _READ[head] = known
-    return *known, text
+def _read_head(head: bytes) -> tuple[str, int, int]:
+    """Queue, crashes, interruptions."""
+    try:
+        _, crashes, interruptions, _, queue = head.decode().split(" ", 4)
+        read = (re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], queue), int(crashes), int(interruptions))
+    except ValueError:
+        return "", 0, 0
+    if len(_READ) >= 1000:
+        _READ.clear()
+    return _READ.setdefault(head, read)
 
 
 _READ: dict[bytes, tuple[str, int, int]] = {}
 
 
-def _decode(text: bytes) -> tuple[Message | None, str]:
-    try:
-        return _decode_message(text), ""
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return None, f"The stored message cannot be decoded: {error}"
-
-
 def _waiting(row: Any, asked_queue: str = "") -> Waiting:
     id, body, state, told, *more = row
-    queue, crashes, interruptions, text = _read(body)
+    head, _, text = body.partition(b"\n")
+    queue, crashes, interruptions = _read_head(head)
     fields: dict[str, Any] = {"crashes": crashes, "interruptions": interruptions}
     match state:
         case b"ready":
@@ -647,7 +650,12 @@ def _waiting(row: Any, asked_queue: str = "") -> Waiting:
                 "died_at": float(died_at),
                 "waiting_since": _since(place),
             }
-    return Waiting(id=id.decode(), queue=queue or asked_queue, state=state.decode(), message=_decode(text)[0], **fields)
+    message: Message | None
+    try:
+        message = _decode_message(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        message = None
+    return Waiting(id=id.decode(), queue=queue or asked_queue, state=state.decode(), message=message, **fields)
 
 
 def _texts(values: Iterable[bytes]) -> list[str]:
