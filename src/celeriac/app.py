@@ -29,7 +29,7 @@ from .core.routing import Router
 from .core.settings import SETTINGS, Settings, check_name, check_values, from_environ, read_settings
 from .tasks import registry
 from .tasks.groups import GroupResult as Group
-from .tasks.producer import Producer, safe_url
+from .tasks.producer import Outbox, Producer, safe_url
 from .tasks.registry import Proxy, TaskRegistry, find_current_app, find_current_task
 from .tasks.request import _current as _current_run
 from .tasks.result import AsyncResult as Result
@@ -274,6 +274,8 @@ class Celeriac:
         self._entries: Entries | None = None
         self._discoveries: list[tuple[Any, str]] = []
         self._include = (include,) if isinstance(include, str) else tuple(include or ())
+        self.outbox: Outbox | None = None
+        """Takes messages that are to be sent only when something else is committed (`celeriac.django`)."""
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
         """What `add_periodic_task` added to `beat_schedule`, by name."""
         self.on_configure = events.Signal("app.on_configure")
@@ -645,19 +647,20 @@ class Celeriac:
             if self._backend is None:
                 settings = self.settings
                 url = settings.result_backend
-                if url is not None and url.partition("://")[0] == "disabled":
+                scheme = "" if url is None else url.partition("://")[0]
+                if scheme == "disabled":
                     self._backend = DisabledBackend()
-                elif url is None or url == settings.broker_url or url.partition("://")[0] == "rpc":
+                elif url is None or url == settings.broker_url or (scheme == "rpc" and self.broker.capabilities.atomic_results):
                     broker = self.broker
                     if not broker.capabilities.atomic_results:
                         raise ImproperlyConfigured(
-                            f"The broker {safe_url(settings.broker_url)} keeps no results. Set result_backend to a URL such as 'sqlite:///results.db', "
-                            "or to 'disabled'."
+                            f"The broker {safe_url(settings.broker_url)} keeps no results. Set result_backend to a URL such as 'redis://localhost' or "
+                            "'sqlite:///results.db', or to 'disabled'."
                         )
                     self._backend = cast("Engine", broker)
                 else:
                     self._use(f"the result backend {safe_url(url)}")
-                    self._backend = _opened(url, settings, settings.result_backend_transport_options)
+                    self._backend = _opened_backend(url, settings)
             return self._backend
 
     @property
@@ -712,7 +715,7 @@ class Celeriac:
         with _lock:
             if self.producer_now is None:
                 broker = self.broker
-                self.producer_now = Producer(broker, self.router, self.settings, find_task=self._known_task)
+                self.producer_now = Producer(broker, self.router, self.settings, find_task=self._known_task, outbox=self.outbox)
             return self.producer_now
 
     @property
@@ -838,10 +841,23 @@ def _app_again(main: str | None, settings: Mapping[str, Any]) -> Celeriac:
     return Celeriac(main, set_as_current=False, changes=settings)
 
 
-def _opened(url: str, settings: Settings, options: Mapping[str, Any]) -> Engine:
+def _opened(url: str, settings: Settings, options: Mapping[str, Any]) -> Broker:
     from .engines import open_engine
 
-    return open_engine(url, result_expires=settings.result_expires, revokes_expire_seconds=settings.revokes_expire, **options)
+    return open_engine(
+        url,
+        result_expires=settings.result_expires,
+        revokes_expire_seconds=settings.revokes_expire,
+        task_queues=settings.task_queues,
+        **options,
+    )
+
+
+def _opened_backend(url: str, settings: Settings) -> ResultBackend:
+    engine = _opened(url, settings, settings.result_backend_transport_options)
+    if not engine.capabilities.atomic_results:
+        raise ImproperlyConfigured(f"{safe_url(url)} keeps no results. Set result_backend to a URL such as 'redis://localhost'.")
+    return cast("Engine", engine)
 
 
 def _router(settings: Settings) -> Router:

@@ -24,6 +24,28 @@ class Queue(Struct, frozen=True):
     """Empty: the name."""
     options: dict[str, Any] = {}
     """What else was given (`queue_arguments`, `max_priority`, …), for engines that know it."""
+    exchange_type: str = "direct"
+    """direct, topic or fanout."""
+
+    def arguments(self, queue_type: str) -> dict[str, Any]:
+        """RabbitMQ's arguments of this queue. What asks for more than a quorum queue can (priorities, exclusive, deleted with its last consumer) is a classic one."""
+        found = dict(self.options.get("queue_arguments") or {})
+        for name, argument, factor in _QUEUE_OPTIONS:
+            if self.options.get(name) is not None:
+                found.setdefault(argument, int(self.options[name] * factor))
+        classic = "x-max-priority" in found or self.flags() != _DURABLE
+        if "x-queue-type" not in found and queue_type == "quorum" and not classic:
+            found["x-queue-type"] = "quorum"
+        return found
+
+    def flags(self) -> int:
+        """Durable 2, exclusive 4, auto-delete 8, as `queue.declare` of AMQP has them."""
+        options = self.options
+        return 2 * (options.get("durable") is not False) + 4 * bool(options.get("exclusive")) + 8 * bool(options.get("auto_delete"))
+
+
+_DURABLE = 2
+_QUEUE_OPTIONS = (("max_priority", "x-max-priority", 1), ("message_ttl", "x-message-ttl", 1000), ("expires", "x-expires", 1000))
 
 
 def queues_from(value: Any) -> tuple[Queue, ...]:
@@ -52,16 +74,25 @@ def _queue_from(entry: Any, name: str = "") -> Queue:
     if isinstance(entry, Mapping):
         options = dict(entry)
     else:  # kombu.Queue, or something like it
-        options = {key: getattr(entry, key, None) for key in ("name", "exchange", "routing_key", "queue_arguments", "max_priority")}
+        options = {key: getattr(entry, key, None) for key in ("name", "exchange", "routing_key", *_KNOWN_OPTIONS)}
+        options = {key: value for key, value in options.items() if value is not False or key == "durable"}
+        if options.get("durable"):
+            del options["durable"]  # as usual
     name = name or options.pop("name", None) or options.pop("queue", None) or ""
     options.pop("name", None)
     if not name or not isinstance(name, str):
         raise ValueError(f"{entry!r} has no name.")
     exchange = options.pop("exchange", None)
-    options.pop("exchange_type", None)
+    kind = options.pop("exchange_type", None) or getattr(exchange, "type", None) or "direct"
     key = options.pop("routing_key", None) or options.pop("binding_key", None)
     exchange_name = exchange if isinstance(exchange, str) else getattr(exchange, "name", "")
-    return Queue(name, exchange_name or "", key or "", {key: value for key, value in options.items() if value is not None})
+    if kind not in _EXCHANGE_TYPES:
+        raise ValueError(f"the exchange of {name!r} is of the type {kind!r}; there are {', '.join(_EXCHANGE_TYPES)}.")
+    return Queue(name, exchange_name or "", key or "", {key: value for key, value in options.items() if value is not None}, kind)
+
+
+_KNOWN_OPTIONS = ("queue_arguments", "max_priority", "message_ttl", "expires", "durable", "exclusive", "auto_delete")
+_EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
 
 
 class Route(Struct, frozen=True):

@@ -8,13 +8,14 @@ from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import ImproperlyConfigured
 
 if TYPE_CHECKING:
+    from ..contracts.broker import Broker
     from ..contracts.engine import Engine
 
-_SCHEMES = "memory://, sqlite:///relative.db, sqlite:////absolute.db, postgresql://host/database, redis://host:6379/0 (also rediss, unix, sentinel, redis+cluster)"
+_SCHEMES = "memory://, sqlite:///relative.db, sqlite:////absolute.db, postgresql://host/database, redis://host:6379/0 (also rediss, unix, sentinel, redis+cluster), amqp://host:5672/vhost (also amqps)"
 
 
-def open_engine(url: str, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Engine:
-    """The engine of this URL, as broker and result backend in one. Connects to nothing yet: the first verb does.
+def open_engine(url: str, *, clock: Clock = SYSTEM_CLOCK, task_queues: Any = None, **options: Any) -> Engine | Broker:
+    """The engine of this URL, as broker and result backend in one; RabbitMQ's is a broker alone. Connects to nothing yet: the first verb does.
 
     Raises: ImproperlyConfigured: nobody knows the URL's scheme, or the URL or an option is wrong.
     """
@@ -36,6 +37,10 @@ def open_engine(url: str, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Eng
             from .postgresql import PostgreSQLEngine
 
             return PostgreSQLEngine(url, clock=clock, **options)
+        case "amqp" | "amqps" | "pyamqp":
+            from .rabbitmq import RabbitMQEngine
+
+            return RabbitMQEngine(url, clock=clock, task_queues=task_queues, **options)
         case "":
             raise ImproperlyConfigured(f"{url!r} is not the URL of an engine. Use one of {_SCHEMES}.")
         case _:

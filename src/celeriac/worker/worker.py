@@ -10,11 +10,16 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from typing import cast
+
+from msgspec import structs
 
 from ..contracts.broker import Broker
+from ..contracts.joins import Joins
 from ..contracts.results import ResultBackend
 from ..core.errors import EngineUnavailable, NodeLost
-from ..core.message import Delivery, Holder, Settlement, Verdict
+from ..core.message import Delivery, Holder, Record, Settlement, Verdict
+from ..core.states import READY_STATES
 from ..core.trouble import Trouble
 from .batches import BatchSize
 from .executor import Executor
@@ -42,37 +47,82 @@ class Orphaned(Exception):
 
 
 class Settler:
-    """Stores results and settles deliveries, in the order that the engine allows.
+    """Stores results, counts at joins and settles deliveries, in the order that the engines allow.
 
-    Where results live with the messages, one step does it all. Where they do not, the result is stored first, so that a crash in between
-    repeats the task instead of losing its outcome.
+    Where one engine keeps all, one step does it all. Where results or joins live elsewhere: results first, then joins, then what follows is published, then the
+    message is acknowledged. A crash in between repeats the task, and finds done what it does again: records are replaced by their like, members count once,
+    and follow-ups have derived ids.
     """
 
     def __init__(self, broker: Broker, backend: ResultBackend, *, together: bool) -> None:
         self.broker = broker
         self.backend = backend
         self.together = together
+        self._joins_apart = not broker.capabilities.joins
 
     def exchange(
         self, settlements: Sequence[Settlement], queues: Sequence[str], limit: int, holder: Holder
     ) -> tuple[list[str], list[Delivery]]:
         """Settles, and reserves what is next. Raises EngineUnavailable or NodeLost; then it may be called again with the same settlements."""
-        return self.broker.exchange(self._stored(settlements), queues, limit=limit, holder=holder)
+        if self.together:
+            return self.broker.exchange(settlements, queues, limit=limit, holder=holder)
+        refused, deliveries = self.broker.exchange(self._stored(settlements), queues, limit=limit, holder=holder)
+        self._leave(settlements, refused)
+        return refused, self.sifted(deliveries)
 
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:
         """Settles. Raises EngineUnavailable; then it may be called again with the same settlements."""
-        return self.broker.settle(self._stored(settlements))
+        if self.together:
+            return self.broker.settle(settlements)
+        refused = self.broker.settle(self._stored(settlements))
+        self._leave(settlements, refused)
+        return refused
+
+    def sifted(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Those that are not second copies of what is done; these are acknowledged here."""
+        doubtful = [delivery for delivery in deliveries if delivery.repeated]
+        if not doubtful or self.together:
+            return deliveries
+        records = self.backend.fetch([delivery.id for delivery in doubtful])
+        done = {id for id, record in records.items() if record.status in READY_STATES}
+        copies = [delivery for delivery in doubtful if delivery.id in done]
+        if copies:
+            self.broker.settle([Settlement(id=copy.id, verdict=Verdict.DONE, lease=copy.lease, receipt=copy.receipt) for copy in copies])
+        return [delivery for delivery in deliveries if not (delivery.repeated and delivery.id in done)]
 
     def _stored(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
-        if self.together:
-            return settlements
-        records = [settlement.record for settlement in settlements if settlement.record is not None]
-        if not records:
-            return settlements
-        from msgspec import structs
+        """What is left for the broker to do."""
+        records: list[Record] = []
+        for settlement in settlements:
+            if settlement.record is not None:
+                records.append(settlement.record)
+            records += settlement.more_records
+        if records:
+            self.backend.store(records)
+        return [self._counted(settlement) for settlement in settlements]
 
-        self.backend.store(records)
-        return [structs.replace(settlement, record=None) for settlement in settlements]
+    def _counted(self, settlement: Settlement) -> Settlement:
+        joining = self._joins_apart and (settlement.arrival is not None or settlement.opens or settlement.enlarges)
+        if not joining:
+            if settlement.record is None and not settlement.more_records:
+                return settlement
+            return structs.replace(settlement, record=None, more_records=[])
+        joins = cast("Joins", self.backend)
+        arrivals = [settlement.arrival] if settlement.arrival is not None else []
+        complete = joins.arrive(arrivals, opens=settlement.opens, enlarges=settlement.enlarges)
+        return structs.replace(
+            settlement, record=None, more_records=[], opens=[], enlarges={}, arrival=None, follow_ups=[*settlement.follow_ups, *complete]
+        )
+
+    def _leave(self, settlements: Sequence[Settlement], refused: Sequence[str]) -> None:
+        if not self._joins_apart:
+            return
+        left = [settlement.leaves for settlement in settlements if settlement.leaves is not None and settlement.id not in refused]
+        if left:
+            try:
+                cast("Joins", self.backend).leave(left)
+            except EngineUnavailable as error:  # the messages are settled; `prune` removes these joins in its time
+                logger.warning("Joins that have been used are left behind: %s", error)
 
 
 class Worker:
@@ -155,7 +205,7 @@ class Worker:
                     if finished:
                         self.settler.settle(finished)  # what is refused now had been settled, and only the answer was lost
                         finished = []
-                    deliveries = self.broker.held(self.holder.node, self.holder.process)
+                    deliveries = self.settler.sifted(self.broker.held(self.holder.node, self.holder.process))
                     self._unanswered = False
                     if not deliveries:
                         continue

@@ -28,7 +28,8 @@ from ..worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_ORPHANED, EXIT_RECYCLED, RET
 
 logger = logging.getLogger("celeriac.worker")
 
-LARGEST_RESERVATION = 64
+LARGEST_RESERVATION = 512
+"""Each starts at once, so it need not be small; and a thread that waits for the engine waits for its turn beside the tasks, too, once a trip."""
 EXIT_BROKEN = 70
 _AT_ONCE = frozenset({EXIT_ORPHANED, EXIT_LEASE_LOST, EXIT_BROKEN})
 """The exit codes of a process that waits for nothing more: it can settle nothing."""
@@ -192,6 +193,7 @@ class Pump:
                 deliveries = (
                     self._overlooked() if self._unanswered else self.broker.reserve(self.plan.queues, limit=limit, holder=self.holder)
                 )
+                deliveries = self.settler.sifted(deliveries)
             except EngineUnavailable as error:
                 self._unanswered = True
                 self._trouble.seen(error)

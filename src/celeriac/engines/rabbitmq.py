@@ -1,0 +1,699 @@
+"""The engine of a RabbitMQ server (3.10 or newer) or cluster. A Broker: results, and what chords count, live in another engine.
+
+storage    messages as Celery writes them (interop/celery.py), persistent, in the queue of their name: a quorum queue, unless it exists already as another.
+           Beside it `….celeriac.returned`, for what was given back (read first), and `….celeriac.dead`. Messages that are not due wait in 28 queues, one for
+           each power of two of 50 ms (rabbitmq_sender.py). Pauses, revokes and names of queues are notes in a stream, registrations in another
+a crash    of a process or a worker loses nothing; of the server: nothing that was confirmed, and `publish` waits for the confirmation
+order      as RabbitMQ gives: oldest first; by priority in a queue of `task_queues` that has `max_priority` (a classic queue). What was given back comes before
+waiting    RabbitMQ pushes; nobody polls
+leases     RabbitMQ's: a message belongs to the connection that got it, which is the supervisor's (rabbitmq_intake.py). It ends with the connection, at once when
+           the worker dies, after `heartbeat` × 2 (20 s) when its host does. A worker that lost its connection goes on, takes back what it gets again, and is refused the rest
+repeats    RabbitMQ knows no ids. So a publication whose confirmation was lost is not repeated, but reported; and a message that may be a second copy says so
+           (`Delivery.repeated`), and whoever has the results looks there before it runs
+clocks     delays are measured by the server, `expires` by the worker's clock
+atomic     each publication, each acknowledgement. A list is not: when the connection breaks in its middle, a part of it may be there. A settlement publishes what
+           follows first and acknowledges then
+cannot     see, find or remove one message among those that wait, or say what other workers hold
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import msgspec
+
+from ..contracts.broker import Capabilities
+from ..contracts.inspect import Depth, Waiting
+from ..contracts.mailbox import Letter, Node
+from ..core.clock import SYSTEM_CLOCK, Clock
+from ..core.errors import DecodeError, EngineUnavailable, ImproperlyConfigured, NodeLost
+from ..core.message import Delivery, Holder, Join, Message, Revocation, Settlement, Verdict
+from ..interop.celery import body_of, content_encoding_of, headers_of, message_of
+from . import rabbitmq_wire as wire
+from .rabbitmq_intake import LOCAL_SECONDS, Desk, Held, Intake, addressed, delivery, readdressed, relabelled
+from .rabbitmq_sender import Publication, Sender, Topology
+
+if TYPE_CHECKING:
+    from ..contracts.broker import Broker
+
+NODES_SECONDS = 120.0
+"""How old a registration may be that is still read; a heartbeat repeats it."""
+_BROWSED = 10_000
+"""So many dead letters of a queue are looked at."""
+
+_encode = msgspec.json.Encoder().encode
+
+_engines: WeakSet[RabbitMQEngine] = WeakSet()
+_options = frozenset({"queue_type", "name_prefix", "heartbeat", "custody_seconds", "ssl_context", "connections", "task_queues"})
+_of_others = frozenset(
+    {"visibility_timeout", "confirm_publish", "max_retries", "interval_start", "interval_step", "interval_max", "login_method"}
+)
+
+
+class RabbitMQEngine:
+    """The engine of `amqp://`, `amqps://` and `pyamqp://`.
+
+    Options: `queue_type` ("quorum" or "classic", of queues that do not exist and of which `task_queues` says nothing), `name_prefix` (before the names of all
+    queues and exchanges), `heartbeat` (seconds), `custody_seconds` (less than half of the server's `consumer_timeout`), `ssl_context`, `connections` (how many a process may publish over).
+    """
+
+    capabilities = Capabilities(engine="rabbitmq", priorities=False, atomic_results=False, joins=False, ids=False, own_timers=True)
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        result_expires: float | None = None,
+        revokes_expire_seconds: float = 10800,
+        task_queues: Iterable[Any] | None = None,
+        **transport_options: Any,
+    ) -> None:
+        unknown = transport_options.keys() - _options - _of_others
+        if unknown:
+            raise ImproperlyConfigured(f"The RabbitMQ engine has no option {min(unknown)!r}. There are {', '.join(sorted(_options))}.")
+        self.url = url
+        self._clock = clock
+        self._revokes_expire_seconds = revokes_expire_seconds
+        addresses = wire.Address.parse(url)
+        given = {**addresses[0].options, **transport_options}
+        queue_type = str(given.get("queue_type", "quorum"))
+        if queue_type not in ("quorum", "classic"):
+            raise ImproperlyConfigured(f"queue_type is 'quorum' or 'classic', not {queue_type!r}.")
+        self._topology = Topology(prefix=str(given.get("name_prefix", "")), queue_type=queue_type, queues=task_queues or ())
+        self._sender = Sender(addresses, self._topology, tls=given.get("ssl_context"), connections=int(given.get("connections", 4)))
+        self._intake = Intake(
+            addresses,
+            self._topology,
+            self._sender,
+            clock,
+            tls=given.get("ssl_context"),
+            heartbeat_seconds=int(given.get("heartbeat", 10)),
+            custody_seconds=float(given.get("custody_seconds", 30.0)),
+            revokes_expire_seconds=revokes_expire_seconds,
+        )
+        self._desks = threading.local()
+        self._begun: dict[tuple[str, int], None] = {}
+        """Settlements (id and token) whose follow-ups may have been published …"""
+        self._followed_up: dict[tuple[str, int], None] = {}
+        """… and those whose follow-ups are known to be; though the acknowledgement has failed yet."""
+        self._needs: dict[str, tuple[tuple[str, str], ...]] = {}
+        _engines.add(self)
+
+    # -- the life of a message -----------------------------------------------------------------------------------
+
+    def publish(self, messages: Sequence[Message], *, joins: Sequence[Join] = (), timeout_seconds: float | None = None) -> None:
+        if joins:
+            raise NotImplementedError("RabbitMQ cannot count joins; open them where the results are (`app.joins`).")
+        deadline = time.monotonic() + (LOCAL_SECONDS if timeout_seconds is None else timeout_seconds)
+        now = self._clock.time()
+        publications = [self._publication(message, now) for message in messages]
+        if len(publications) > 1:
+            seen: set[str] = set()
+            publications = [
+                one
+                for one, message in zip(publications, messages, strict=True)
+                if not (message.id in seen or seen.add(message.id))  # type: ignore[func-returns-value]
+            ]
+        self._sender.publish(publications, deadline)
+
+    def _publication(
+        self, message: Message, now: float, *, counts: Sequence[int] = (), again: bool = False, delay_seconds: float = 0.0
+    ) -> Publication:
+        headers = headers_of(message)
+        wait = _seconds_to_wait(message, now)
+        headers["celeriac-since"] = now + max(0.0, wait)
+        if counts:
+            headers["celeriac-counts"] = list(counts)
+        if again:
+            headers["celeriac-again"] = True
+        try:
+            properties = wire.properties(
+                headers,
+                content_type=message.content_type,
+                content_encoding=content_encoding_of(message),
+                priority=message.priority,
+                correlation_id=message.id,
+                reply_to=message.reply_to,
+            )
+        except ImproperlyConfigured:
+            properties = wire.properties(
+                {**headers, "celeriac-reply-to": message.reply_to}, content_type=message.content_type[:200],
+                content_encoding=content_encoding_of(message), priority=message.priority, correlation_id=message.id,
+            )  # fmt: skip
+        body = body_of(message)
+        queue = message.queue
+        if wait > 0.0:
+            return addressed(self._topology, "queue", queue, self._topology.queue(queue), properties, body, wait)
+        exchange, key = self._topology.route(queue, message.exchange, message.routing_key)
+        needs = self._needs.get(queue)
+        if needs is None:
+            needs = self._needs[queue] = (("queue", queue),)
+        return Publication(exchange, key, properties, body, needs)
+
+    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
+        return self.exchange((), queues, limit=limit, holder=holder)[1]
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[str]:
+        refused: list[str] = []
+        nodes = {settlement.lease.holder.node for settlement in settlements if settlement.lease is not None}
+        if not nodes:
+            self._follow_up(settlements, {})
+            self._settled(settlements)
+        for node in nodes:
+            mine = [one for one in settlements if one.lease is None or one.lease.holder.node == node]
+            settlements = [one for one in settlements if one not in mine]
+            refused += self._settle(node, mine)[0]
+        return refused
+
+    def exchange(
+        self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder
+    ) -> tuple[list[str], list[Delivery]]:
+        place = self._place_of(holder.node)
+        if place is not None and holder.node not in place.nodes:
+            raise NodeLost(holder.node)
+        refused, held = self._settle(holder.node, settlements, queues=queues, limit=limit, holder=holder)
+        if not held:
+            return refused, []
+        now = self._clock.time()
+        return refused, [delivery(one, self._decode, now) for one in held]
+
+    def _settle(
+        self, node: str, settlements: Sequence[Settlement], *, queues: Sequence[str] = (), limit: int = 0, holder: Holder | None = None
+    ) -> tuple[list[str], list[Held]]:
+        try:
+            return self._settle_and_take(node, settlements, queues, limit, holder)
+        except EngineUnavailable:
+            self._leave_desk()
+            raise
+
+    def _settle_and_take(
+        self, node: str, settlements: Sequence[Settlement], queues: Sequence[str], limit: int, holder: Holder | None
+    ) -> tuple[list[str], list[Held]]:
+        """Publishes what follows, then acknowledges, then takes what is next."""
+        place = self._place_of(node)
+        desk = self._desk(node) if place is None else None
+        settlements, refused = self._once_each(settlements)
+        leases = [
+            (one.id, one.lease.token, one.lease.holder.node, one.lease.holder.process) for one in settlements if one.lease is not None
+        ]
+        speaking = any(one.follow_ups or one.verdict is not Verdict.DONE for one in settlements)
+        if speaking:
+            with suppress(NodeLost):
+                stale = set(desk.stale(leases) if desk is not None else place.stale(leases) if place is not None else ())
+                if stale:
+                    refused += stale
+                    settlements = [one for one in settlements if one.lease is None or one.id not in stale]
+                    leases = [lease for lease in leases if lease[0] not in stale]
+            held = self._held_by_id(node, desk, place) if any(one.verdict is not Verdict.DONE for one in settlements) else {}
+            self._follow_up(settlements, held)
+        if desk is not None:
+            if holder is not None:
+                answered, taken = desk.exchange(holder, leases, queues, limit)
+                self._settled(settlements)
+                return [*refused, *answered], taken
+            refused += desk.settle(leases) if leases else ()
+            self._settled(settlements)
+            return refused, []
+        assert place is not None
+        refused += place.acknowledge(leases)
+        self._settled(settlements)
+        return refused, place.reserve(queues, limit, holder) if holder is not None else []
+
+    def _once_each(self, settlements: Sequence[Settlement]) -> tuple[list[Settlement], list[str]]:
+        kept: dict[str, Settlement] = {}
+        refused = []
+        for one in settlements:
+            if one.lease is not None and one.id in kept:
+                refused.append(one.id)
+            else:
+                kept[one.id if one.lease is not None else f"{one.id} {len(kept)}"] = one
+        return list(kept.values()), refused
+
+    def _held_by_id(self, node: str, desk: Desk | None, place: Intake | None) -> dict[str, Held]:
+        held = desk.held(node, None) if desk is not None else place.holdings(node) if place is not None else []
+        return {one.id: one for one in held}
+
+    def _follow_up(self, settlements: Sequence[Settlement], held: dict[str, Held]) -> None:
+        """All that settlements publish, confirmed."""
+        now = self._clock.time()
+        publications: list[Publication] = []
+        keys = []
+        for one in settlements:
+            key = (one.id, one.lease.token if one.lease is not None else 0)
+            keys.append(key)
+            if key in self._followed_up:
+                continue
+            again = key in self._begun or key[1] > 1
+            mine = held.get(one.id)
+            if mine is not None and one.lease is not None:
+                publications += self._what_becomes(one, mine, now)
+            publications += [self._publication(message, now, again=again) for message in one.follow_ups]
+        if not publications:
+            return
+        self._begun.update(dict.fromkeys(keys))
+        self._sender.publish(publications, time.monotonic() + LOCAL_SECONDS)
+        self._followed_up.update(dict.fromkeys(keys))
+
+    def _settled(self, settlements: Sequence[Settlement]) -> None:
+        """Their follow-ups need not be remembered any more."""
+        if self._begun:
+            for one in settlements:
+                key = (one.id, one.lease.token if one.lease is not None else 0)
+                self._begun.pop(key, None)
+                self._followed_up.pop(key, None)
+
+    def _what_becomes(self, one: Settlement, held: Held, now: float) -> list[Publication]:
+        match one.verdict:
+            case Verdict.RETRY:
+                if one.message is None:
+                    held = msgspec.structs.replace(held, crashes=0, interruptions=0)
+                    return [readdressed(held, self._topology)]
+                return [self._publication(one.message, now, counts=[0, 0, held.token])]
+            case Verdict.RELEASED | Verdict.CRASHED:
+                crashed = one.verdict is Verdict.CRASHED
+                if one.message is not None:
+                    fresh = self._publication(msgspec.structs.replace(one.message), now)
+                    held = msgspec.structs.replace(held, properties=fresh.properties, body=fresh.body)
+                counts = [held.crashes + crashed, held.interruptions + (not crashed), held.token]
+                delay = 0.0 if crashed else one.delay_seconds
+                properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since})
+                return [
+                    addressed(self._topology, "returned", held.queue, self._topology.returned(held.queue), properties, held.body, delay)
+                ]
+            case Verdict.DEAD:
+                counts = [held.crashes, held.interruptions, held.token]
+                death = {
+                    "celeriac-counts": counts,
+                    "celeriac-since": held.since,
+                    "celeriac-died": now,
+                    "celeriac-reason": one.reason,
+                    "id": held.id,
+                }
+                dead = self._topology.dead(held.queue)
+                return [Publication("", dead, relabelled(held.properties, death), held.body, (("dead", held.queue),))]
+            case _:
+                return []
+
+    def held(self, node: str, process: int | None = None) -> list[Delivery]:
+        place = self._place_of(node)
+        try:
+            held = place.holdings(node, process) if place is not None else self._desk(node).held(node, process)
+        except NodeLost:
+            return []
+        now = self._clock.time()
+        return [delivery(one, self._decode, now) for one in held]
+
+    def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
+        if not revocations:
+            return {}
+        mine = {id: held for engine in _here(self) for id, held in engine._intake.held.items()}
+        with self._sender.link(time.monotonic() + LOCAL_SECONDS) as link:
+            for terminate in dict.fromkeys(one.signal if one.terminate else "" for one in revocations):
+                ids = [one.id for one in revocations if (one.signal if one.terminate else "") == terminate]
+                for start in range(0, len(ids), 500):
+                    note = {"revoke": ids[start : start + 500], "at": self._clock.time(), "terminate": terminate}
+                    link.note("notes", note, time.monotonic() + LOCAL_SECONDS)
+        return {one.id: "running" if one.id in mine else "unknown" for one in revocations}
+
+    # -- nodes and their leases ----------------------------------------------------------------------------------
+
+    def register(self, node: Node, *, lease_seconds: float) -> None:
+        self._intake.register(node, self._clock.monotonic() + lease_seconds)
+        deadline = time.monotonic() + LOCAL_SECONDS
+        with self._sender.link(deadline) as link:
+            link.declare("delays", "", deadline)
+        self._note_node(node, lease_seconds)
+
+    def heartbeat(self, node: str, *, lease_seconds: float) -> bool:
+        place = self._place_of(node)
+        known = place.nodes.get(node) if place is not None else None
+        if place is None or known is None:
+            return False
+        place.nodes[node] = (known[0], self._clock.monotonic() + lease_seconds)
+        self._note_node(known[0], lease_seconds)
+        return True
+
+    def unregister(self, node: str) -> None:
+        place = self._place_of(node)
+        if place is not None:
+            place.give_up(node, crashed=False)
+        self._note_gone(node)
+
+    def reclaim(self, nodes: Sequence[str] = ()) -> list[str]:
+        now = self._clock.monotonic()
+        ids: list[str] = []
+        for engine in _here(self):
+            place = engine._intake
+            silent = [id for id, (_, until) in place.nodes.items() if until <= now]
+            unregistered = {
+                held.holder.node for held in place.held.values() if held.holder is not None and held.holder.node not in place.nodes
+            }
+            for node in dict.fromkeys([*(one for one in nodes if one in place.nodes), *silent, *unregistered]):
+                ids += place.give_up(node, crashed=True)
+                self._note_gone(node)
+        for node in nodes:
+            if self._place_of(node) is None:
+                self._note_gone(node)
+        return ids
+
+    def _note_node(self, node: Node, lease_seconds: float) -> None:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        with self._sender.link(deadline) as link:
+            link.note("nodes", {"node": msgspec.to_builtins(node), "until": self._clock.time() + lease_seconds}, deadline)
+
+    def _note_gone(self, node: str) -> None:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        with self._sender.link(deadline) as link:
+            link.note("nodes", {"gone": node}, deadline)
+
+    # -- waiting -------------------------------------------------------------------------------------------------
+
+    def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
+        desk = getattr(self._desks, "last", None)
+        if desk is not None and not self._intake.nodes:
+            try:
+                return bool(desk.wait(queues, timeout_seconds))
+            except EngineUnavailable:
+                self._leave_desk()
+                raise
+        return self._intake.wait(queues, timeout_seconds)
+
+    def close(self) -> None:
+        self._leave_desk()
+        self._intake.close()
+        self._sender.close()
+
+    # -- letters -------------------------------------------------------------------------------------------------
+
+    def nodes(self) -> list[Node]:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        with self._sender.link(deadline) as link:
+            notes = link.read_notes("nodes", time.time() - NODES_SECONDS, deadline)
+        now = self._clock.time()
+        found: dict[str, Node] = {}
+        for note in notes:
+            if "gone" in note:
+                found.pop(note["gone"], None)
+            else:
+                node = msgspec.convert(note["node"], Node)
+                found[node.id] = msgspec.structs.replace(node, lease_left_seconds=note["until"] - now)
+        for engine in _here(self):
+            for id, (_, until) in engine._intake.nodes.items():
+                if id in found:
+                    found[id] = msgspec.structs.replace(found[id], lease_left_seconds=until - self._clock.monotonic())
+        return list(found.values())
+
+    def post(self, addresses: Sequence[str], letter: Letter) -> None:
+        body = _encode(letter)
+        publications = [
+            Publication("", self._topology.name("letters", address), _LETTER, body, (("letters", address),)) for address in addresses
+        ]
+        deadline = time.monotonic() + LOCAL_SECONDS
+        with self._sender.link(deadline) as link:
+            link.declared -= {("letters", address) for address in addresses}  # a mailbox that nobody uses expires
+            link.publish(publications, deadline)
+
+    def collect(self, address: str, timeout_seconds: float = 0.0) -> list[Letter]:
+        return self._intake.collect(address, timeout_seconds)
+
+    # -- what people see -----------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._clock.time()
+
+    def queues(self) -> list[str]:
+        paused, names = self._notes()
+        return sorted({name for name, depth in self._depths(names, paused).items() if depth != Depth()})
+
+    def depth(self, queues: Sequence[str] | None = None) -> dict[str, Depth]:
+        paused, names = self._notes()
+        depths = self._depths(names if queues is None else list(queues), paused)
+        return depths if queues is not None else {name: depth for name, depth in depths.items() if depth != Depth()}
+
+    def _notes(self) -> tuple[dict[str, str], list[str]]:
+        """Who paused which queue; and the names of all queues that somebody has declared."""
+        deadline = time.monotonic() + LOCAL_SECONDS
+        with self._sender.link(deadline) as link:
+            notes = link.read_notes("notes", None, deadline)
+        paused: dict[str, str] = {}
+        names: dict[str, None] = dict.fromkeys(self._topology.queues)
+        for note in notes:
+            if "queue" in note:
+                names[note["queue"]] = None
+            for queue in note.get("pause", ()):
+                paused[queue] = note["by"]
+            for queue in note.get("resume", ()):
+                paused.pop(queue, None)
+        names.update(dict.fromkeys(paused))
+        return paused, list(names)
+
+    def _depths(self, names: Sequence[str], paused: dict[str, str]) -> dict[str, Depth]:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        depths = {}
+        with self._sender.link(deadline) as link:
+            for name in dict.fromkeys(names):
+                ready = _messages(link, self._topology.queue(name), deadline) + _messages(link, self._topology.returned(name), deadline)
+                dead = _messages(link, self._topology.dead(name), deadline)
+                leased = 0
+                for engine in _here(self):
+                    place = engine._intake
+                    leased += sum(held.queue == name and not held.lost for held in place.held.values())
+                    ready += len(place.buffer.get(name) or ())
+                depths[name] = Depth(ready=ready, leased=leased, dead=dead, paused_by=paused.get(name))
+        return depths
+
+    def peek(self, queue: str, *, state: str = "ready", limit: int = 100, offset: int = 0) -> list[Waiting]:
+        if state == "dead":
+            return [waiting for _, waiting in self._browse(queue)][::-1][offset : offset + limit]
+        if state == "leased":
+            held = [one for engine in _here(self) for one in engine._intake.held.values() if one.queue == queue and not one.lost]
+            return [self._waiting(one) for one in held][offset : offset + limit]
+        return []
+
+    def find(self, ids: Sequence[str]) -> dict[str, Waiting]:
+        found: dict[str, Waiting] = {}
+        wanted = set(ids)
+        if not wanted:
+            return found
+        for engine in _here(self):
+            for held in engine._intake.held.values():
+                if held.id in wanted and not held.lost:
+                    found[held.id] = self._waiting(held)
+        if wanted - found.keys():
+            for queue in self._notes()[1]:
+                for _, waiting in self._browse(queue):
+                    if waiting.id in wanted:
+                        found.setdefault(waiting.id, waiting)
+        return found
+
+    def revoked(self) -> list[str]:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        with self._sender.link(deadline) as link:
+            notes = link.read_notes("notes", None, deadline)
+        horizon = self._clock.time() - self._revokes_expire_seconds
+        return list(dict.fromkeys(id for note in notes if "revoke" in note and note["at"] > horizon for id in note["revoke"]))
+
+    def purge(self, queues: Sequence[str]) -> int:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        count = 0
+        with self._sender.link(deadline) as link:
+            for queue in queues:
+                for name in (self._topology.queue(queue), self._topology.returned(queue)):
+                    with suppress(wire.Refused):
+                        answer = link.risk(wire.purge_queue(2, name), wire.QUEUE_PURGE_OK, deadline)
+                        count += int.from_bytes(answer.arguments[:4], "big")
+        return count
+
+    def pause(self, queues: Sequence[str], *, by: str) -> None:
+        self._note({"pause": list(queues), "by": by})
+
+    def resume(self, queues: Sequence[str]) -> None:
+        self._note({"resume": list(queues)})
+
+    def _note(self, note: dict[str, Any]) -> None:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        with self._sender.link(deadline) as link:
+            link.note("notes", note, deadline)
+
+    def replay(self, ids: Sequence[str]) -> list[str]:
+        return self._take_dead(ids, self._replayed)
+
+    def discard(self, ids: Sequence[str]) -> list[str]:
+        return self._take_dead(ids, None)
+
+    def _replayed(self, held: Held) -> Publication:
+        held = msgspec.structs.replace(held, crashes=0, interruptions=0, since=self._clock.time())
+        return readdressed(held, self._topology)
+
+    def _take_dead(self, ids: Sequence[str], action: Any) -> list[str]:
+        wanted = set(ids)
+        done: list[str] = []
+        if wanted:
+            for queue in self._notes()[1]:
+                done += self._sift_dead(queue, wanted, action)
+        return [id for id in dict.fromkeys(ids) if id in done]
+
+    # -- dead letters: read by taking all and giving back, one reader at a time ------------------------------------
+
+    def _browse(self, queue: str) -> list[tuple[Held, Waiting]]:
+        found: list[tuple[Held, Waiting]] = []
+        self._sift_dead(queue, set(), None, found)
+        return found
+
+    def _sift_dead(self, queue: str, wanted: set[str], action: Any, seen: list[tuple[Held, Waiting]] | None = None) -> list[str]:
+        name = self._topology.dead(queue)
+        deadline = time.monotonic() + LOCAL_SECONDS
+        done: list[str] = []
+        with self._sender.link(deadline) as link:
+            if not _messages(link, name, deadline):
+                return done
+            link.open_channel(4, deadline)
+            for _ in range(_BROWSED):
+                arrived = _get(link, name, deadline)
+                if arrived is None:
+                    break
+                tag = wire.gotten(arrived)[0]
+                held, reason, died_at = _dead_letter(arrived, queue, tag)
+                if seen is not None:
+                    seen.append((held, self._waiting(held, reason=reason, died_at=died_at)))
+                if held.id in wanted:
+                    if action is not None:
+                        link.publish([action(held)], deadline)
+                    link.send(wire.acknowledgement(4, tag), deadline)
+                    done.append(held.id)
+            # Closing the channel gives back, to their places, all that was not acknowledged.
+            link.ask(4, wire.frame(4, wire.CHANNEL_CLOSE, b"\x00\xc8\x00\x00\x00\x00\x00"), wire.CHANNEL_CLOSE_OK, deadline)
+        return done
+
+    def _waiting(self, held: Held, *, reason: str = "", died_at: float | None = None) -> Waiting:
+        message, _ = self._decode(held)
+        return Waiting(
+            id=held.id,
+            queue=held.queue,
+            state="dead" if died_at is not None else "leased",
+            message=message,
+            waiting_since=held.since,
+            node=held.holder.node if held.holder else None,
+            process=held.holder.process if held.holder else None,
+            crashes=held.crashes,
+            interruptions=held.interruptions,
+            reason=reason,
+            died_at=died_at,
+        )
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _decode(self, held: Held) -> tuple[Message | None, str]:
+        try:
+            headers, properties = wire.read_properties(held.properties)
+            if "celeriac-raw" in headers:
+                headers, properties = wire.read_properties(headers["celeriac-raw"])
+            if "celeriac-reply-to" in headers:
+                properties["reply_to"] = headers["celeriac-reply-to"]
+            return message_of(headers, properties, held.body, queue=held.queue), ""
+        except DecodeError as problem:
+            return None, f"The stored message cannot be decoded: {problem}"
+        except (ValueError, IndexError, TypeError, KeyError, OverflowError) as problem:
+            return None, f"The stored message cannot be decoded: its headers are damaged ({problem})."
+        except Exception as problem:  # struct.error
+            return None, f"The stored message cannot be decoded: its headers are cut off ({problem})."
+
+    def _place_of(self, node: str) -> Intake | None:
+        """The intake that serves this node, when it is in this process."""
+        for engine in _here(self):
+            if node in engine._intake.nodes or any(
+                held.holder is not None and held.holder.node == node for held in engine._intake.held.values()
+            ):
+                return engine._intake
+        return self._intake if self._intake.nodes else None
+
+    def _desk(self, node: str) -> Desk:
+        desk: Desk | None = getattr(self._desks, "last", None)
+        if desk is None or desk.node != node:
+            self._leave_desk()
+            desk = self._desks.last = Desk(node)
+        return desk
+
+    def _leave_desk(self) -> None:
+        desk = getattr(self._desks, "last", None)
+        if desk is not None:
+            self._desks.last = None
+            desk.close()
+
+
+def _here(engine: RabbitMQEngine) -> list[RabbitMQEngine]:
+    """The engines of this process over the same queues, itself first: what one of them holds, the others can settle."""
+    others = [one for one in _engines if one is not engine and one.url == engine.url and one._topology.prefix == engine._topology.prefix]
+    return [engine, *others]
+
+
+def _seconds_to_wait(message: Message, now: float) -> float:
+    if message.delay_seconds is not None:
+        return message.delay_seconds
+    return message.eta.timestamp() - now if message.eta is not None else 0.0
+
+
+def _messages(link: Any, name: str, deadline: float) -> int:
+    """How many are ready in a queue; 0 when there is no such queue."""
+    try:
+        return wire.counted(link.risk(wire.declare_queue(2, name, passive=True), wire.QUEUE_DECLARE_OK, deadline))[1]
+    except wire.Refused:
+        return 0
+
+
+def _get(link: Any, name: str, deadline: float) -> wire.Arrived | None:
+    link.send(wire.get(4, name), deadline)
+    answer: wire.Arrived = link.await_one(4, (wire.BASIC_GET_OK, wire.BASIC_GET_EMPTY), deadline)
+    return answer if answer.method == wire.BASIC_GET_OK else None
+
+
+def _dead_letter(arrived: wire.Arrived, queue: str, tag: int) -> tuple[Held, str, float]:
+    headers, _ = wire.read_properties(arrived.properties)
+    counts = headers.get("celeriac-counts") or [0, 0, 0]
+    held = Held(
+        id=str(headers.get("id")),
+        queue=queue,
+        properties=arrived.properties,
+        body=arrived.body,
+        crashes=counts[0],
+        interruptions=counts[1],
+        token=counts[2],
+        since=float(headers.get("celeriac-since") or 0.0),
+        tag=tag,
+    )
+    return held, str(headers.get("celeriac-reason") or ""), float(headers.get("celeriac-died") or 0.0)
+
+
+def _forget_connections() -> None:
+    """In a child: none of its parent's connections is its own."""
+    for engine in list(_engines):
+        engine._intake.forget()
+        engine._sender.forget()
+        fresh = Intake(
+            engine._sender.addresses,
+            engine._topology,
+            engine._sender,
+            engine._clock,
+            tls=engine._intake.tls,
+            heartbeat_seconds=engine._intake.heartbeat_seconds,
+            custody_seconds=engine._intake.custody_seconds,
+            revokes_expire_seconds=engine._intake.revokes_expire_seconds,
+        )
+        engine._intake = fresh
+        engine._desks = threading.local()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)
+
+_LETTER = wire.properties({}, content_type="application/json", content_encoding="utf-8", priority=0, correlation_id="", mode=1)
+
+if TYPE_CHECKING:
+    _complete: type[Broker] = RabbitMQEngine

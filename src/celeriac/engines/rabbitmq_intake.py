@@ -1,0 +1,1091 @@
+"""What a worker takes from RabbitMQ: one connection for all its processes, kept by the supervisor.
+
+RabbitMQ gives a message to a connection, and takes it back when that connection ends; nobody else can acknowledge it. So the connection belongs to the
+supervisor, which outlives its processes, runs no user code and so never misses a heartbeat; its processes ask it over a local socket. When a process dies, the
+supervisor still holds what it was running; when the supervisor dies, RabbitMQ has everything back at once.
+
+    buffered    given by RabbitMQ, wanted by no process yet. While nobody asks (all run something long) nothing more is taken, and what is buffered is given back
+    held        reserved by a process
+    in custody  held for longer than `custody_seconds`: acknowledged, with a copy in a queue of the node's own, so that the broker's `consumer_timeout` never cuts a
+                task off. When the node dies, its copies go back to their queues by themselves
+
+Given back means: published again, with its counts, to the queue `….celeriac.returned`, which is read first, and then acknowledged. Never `nack`, so that the
+broker's own count of deliveries (`x-delivery-count`) counts lost connections, and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ..contracts.mailbox import Letter, Node
+from ..core.clock import Clock
+from ..core.errors import EngineUnavailable, NodeLost
+from ..core.ids import new_id
+from ..core.message import Delivery, Holder, Lease
+from . import rabbitmq_wire as wire
+from .network import readable
+from .rabbitmq_sender import Publication, Sender, Topology
+
+QUIET_SECONDS = 0.03
+"""Nobody has asked for so long: what is buffered would wait behind something long."""
+LOCAL_SECONDS = 30.0
+"""How long a call waits for RabbitMQ, unless it says otherwise."""
+SLICE_SECONDS = 0.02
+_SINCE = b"\x0eceleriac-sinced"
+_UNUSUAL = (b"celeriac-counts", b"x-delivery-count", b"celeriac-left", b"celeriac-again")
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder().decode
+_json = msgspec.json.Decoder().decode
+_decode_letter = msgspec.json.Decoder(Letter).decode
+_length = struct.Struct(">I")
+_double = struct.Struct(">d")
+
+
+class Held(msgspec.Struct, array_like=True):
+    """A message that RabbitMQ has given us."""
+
+    id: str
+    queue: str
+    properties: bytes
+    body: bytes
+    crashes: int = 0
+    interruptions: int = 0
+    token: int = 0
+    since: float = 0.0
+    again: bool = False
+    """It may be a second copy of a message that is done, and is seen for the first time: what was begun before has to be finished, whatever is stored of it."""
+    tag: int | None = None
+    """The broker's number of it; None while it is on its way into custody, or lost."""
+    lost: bool = False
+    """The connection that held it is gone: the broker gives it to whoever comes first, maybe to us again."""
+    holder: Holder | None = None
+    taken_at: float = 0.0
+    revoked: bool = False
+
+
+def read_slip(properties: bytes, body: bytes, queue: str, tag: int, redelivered: bool, now: float) -> tuple[Held, float]:
+    """What has to be known of a message, mostly without a look at all of its headers; and for how many seconds it is not due yet."""
+    try:
+        at = properties.find(_SINCE)
+        id = wire.read_id(properties)
+        if at >= 0 and id and not redelivered and not any(word in properties for word in _UNUSUAL):
+            return Held(
+                id=id, queue=queue, properties=properties, body=body, since=_double.unpack_from(properties, at + 16)[0], tag=tag
+            ), 0.0
+        headers, _ = wire.read_properties(properties)
+    except (ValueError, IndexError, struct.error):
+        return Held(id=f"undecodable-{new_id()}", queue=queue, properties=properties, body=body, since=now, tag=tag), 0.0
+    id = str(headers.get("id") or id or _id_of_protocol_1(body) or f"undecodable-{new_id()}")
+    counts = headers.get("celeriac-counts") or [0, 0, 0]
+    lost = headers.get("x-delivery-count")
+    if lost is None:
+        lost = 1 if redelivered else 0  # a classic queue tells only that there was a first time
+    wait = float(headers.get("celeriac-left") or 0.0)
+    since = headers.get("celeriac-since")
+    if since is None:
+        since = now
+        eta = headers.get("eta")
+        if eta:
+            with suppress(ValueError, TypeError):
+                moment = datetime.fromisoformat(str(eta))
+                wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+    held = Held(
+        id=id,
+        queue=queue,
+        properties=properties,
+        body=body,
+        crashes=counts[0] + lost,
+        interruptions=counts[1],
+        token=counts[2] + lost,
+        since=float(since),
+        again=bool(headers.get("celeriac-again")) and not lost and not counts[2],
+        tag=tag,
+    )
+    return held, wait
+
+
+def _id_of_protocol_1(body: bytes) -> str:
+    with suppress(msgspec.DecodeError):
+        old = _json(body)
+        if isinstance(old, dict):
+            return str(old.get("id") or "")
+    return ""
+
+
+def readdressed(
+    held: Held, topology: Topology, *, crashes: int | None = None, interruptions: int | None = None, seconds: float = 0.0
+) -> Publication:
+    """The message as it was, with these counts, to the queue of what was given back; after so many seconds."""
+    counts = [held.crashes if crashes is None else crashes, held.interruptions if interruptions is None else interruptions, held.token]
+    properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since})
+    return addressed(topology, "returned", held.queue, topology.returned(held.queue), properties, held.body, seconds)
+
+
+def addressed(topology: Topology, kind: str, name: str, queue: str, properties: bytes, body: bytes, seconds: float) -> Publication:
+    """To a queue of ours, now or after so many seconds."""
+    if seconds <= 0.0:
+        return Publication("", queue, properties, body, ((kind, name),))
+    exchange, key, left = topology.delayed(queue, seconds)
+    if left or b"celeriac-left" in properties:
+        properties = relabelled(properties, {"celeriac-left": left})
+    return Publication(exchange, key, properties, body, ((kind, name), ("delays", ""), ("due", queue)))
+
+
+def relabelled(properties: bytes, more: dict[str, Any]) -> bytes:
+    """The same properties with these headers; without what the broker has added on the way."""
+    try:
+        headers, others = wire.read_properties(properties)
+    except (ValueError, IndexError, struct.error):
+        headers, others = {"celeriac-raw": properties}, {}
+    headers = {name: value for name, value in headers.items() if not name.startswith("x-")}
+    headers.update(more)
+    return wire.properties(
+        headers,
+        content_type=others.get("content_type", "application/json"),
+        content_encoding=others.get("content_encoding", "utf-8"),
+        priority=others.get("priority", 0),
+        correlation_id=others.get("correlation_id", ""),
+        reply_to=others.get("reply_to", ""),
+    )
+
+
+_Answer = tuple[str, list[str], list[Held]]
+"""What a process is answered: a word, ids (or what is wrong), messages."""
+_unpack_answer: Callable[[bytes], _Answer] = msgspec.msgpack.Decoder(_Answer).decode
+
+
+class _Consumer(msgspec.Struct):
+    """A subscription to one queue of the broker."""
+
+    tag: str
+    queue: str
+    kind: str
+    prefetch: int = 0
+    begun: bool = False
+    """The server has said that it began; until then it must not be cancelled (RabbitMQ 3.10 loses the channel over it)."""
+    closing: bool = False
+
+
+class _Client:
+    """A process of ours, at the other end of a local socket."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self.link = link
+        self.buffer = bytearray()
+        self.waits: frozenset[str] | None = None
+        self.holder: Holder | None = None
+
+
+class Intake:
+    """The consuming side of an engine."""
+
+    def __init__(
+        self,
+        addresses: Sequence[wire.Address],
+        topology: Topology,
+        sender: Sender,
+        clock: Clock,
+        *,
+        tls: Any = None,
+        heartbeat_seconds: int = 10,
+        custody_seconds: float = 30.0,
+        revokes_expire_seconds: float = 10800,
+    ) -> None:
+        self.addresses = addresses
+        self.topology = topology
+        self.sender = sender
+        self.clock = clock
+        self.tls = tls
+        self.heartbeat_seconds = heartbeat_seconds
+        self.custody_seconds = custody_seconds
+        self.revokes_expire_seconds = revokes_expire_seconds
+        self.lock = threading.RLock()
+        self.connection: wire.Connection | None = None
+        self.nodes: dict[str, tuple[Node, float]] = {}
+        self.held: dict[str, Held] = {}
+        self.buffer: dict[str, list[Held]] = {}
+        self.paused: dict[str, str] = {}
+        self.revoked: dict[str, float] = {}
+        self.known_queues: set[str] = set()
+        self.letters: dict[str, deque[Letter]] = {}
+        self._consumers: dict[str, _Consumer] = {}
+        self._open: dict[tuple[str, str], _Consumer] = {}
+        self._numbers = 0
+        self._marks: set[str] = set()
+        self._follows = False
+        self._waiting: dict[str, int] = {}
+        """How many callers in this process wait for each queue."""
+        self._demand: dict[Holder, tuple[int, Sequence[str]]] = {}
+        self._asked_at = 0.0
+        self._not_due: list[tuple[Held, float]] = []
+        self._in_transit: set[str] = set()
+        self._custody_at = 0.0
+        self._listeners: dict[str, socket.socket] = {}
+        self._clients: dict[int, _Client] = {}
+
+    # -- nodes -------------------------------------------------------------------------------------------------------
+
+    def register(self, node: Node, until: float) -> None:
+        with self.lock:
+            self.connected(time.monotonic() + LOCAL_SECONDS)
+            self.nodes[node.id] = (node, until)
+            if node.id not in self._listeners and node.pid == os.getpid():
+                self._listeners[node.id] = _listen(node.id)
+
+    def give_up(self, node: str, *, crashed: bool) -> list[str]:
+        """The node is gone: what it held is ready again. Returns the ids."""
+        with self.lock:
+            self.nodes.pop(node, None)
+            listener = self._listeners.pop(node, None)
+            if listener is not None:
+                _unlisten(listener)
+            mine = [held for held in self.held.values() if held.holder is not None and held.holder.node == node]
+            self._publish_back(mine, crashed=crashed, interrupted=not crashed)
+            self._forget_demand(node)
+            return [held.id for held in mine]
+
+    def _forget_demand(self, node: str) -> None:
+        self._demand = {holder: wish for holder, wish in self._demand.items() if holder.node != node}
+
+    # -- reserving, in this process ------------------------------------------------------------------------------------
+
+    def reserve(self, queues: Sequence[str], limit: int, holder: Holder) -> list[Held]:
+        """Looks, takes, and leaves nothing buffered."""
+        with self.lock:
+            self._require(holder.node)
+            if limit <= 0 or not queues:
+                return []
+            deadline = time.monotonic() + LOCAL_SECONDS
+            self.sync(deadline)
+            wanted = [queue for queue in dict.fromkeys(queues) if queue not in self.paused]
+            if self._count(wanted) < limit:
+                self._look(wanted, limit, deadline)
+            taken = self._take(wanted, limit, holder)
+            if not self._waiting and not self._demand:
+                self._give_back_buffer(wanted)
+            return taken
+
+    def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
+        """True as soon as something is buffered."""
+        deadline = time.monotonic() + timeout_seconds
+        wanted = list(dict.fromkeys(queues))
+        with self.lock:
+            self.sync(time.monotonic() + LOCAL_SECONDS)
+            for queue in wanted:
+                self._waiting[queue] = self._waiting.get(queue, 0) + 1
+        try:
+            first = True
+            while True:
+                with self.lock:
+                    connection = self.connected(time.monotonic() + LOCAL_SECONDS)
+                    free = [queue for queue in wanted if queue not in self.paused]
+                    if first and free and not self._count(free):
+                        self._look(free, 1, time.monotonic() + LOCAL_SECONDS, keep=True)
+                        first = False
+                    for queue in free:
+                        self._consume(queue, 1)
+                    self._pump()
+                    if self._count(free):
+                        return True
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                readable([connection.fileno()], min(left, SLICE_SECONDS))
+        finally:
+            with self.lock, suppress(EngineUnavailable):
+                done = []
+                for queue in wanted:
+                    self._waiting[queue] -= 1
+                    if not self._waiting[queue]:
+                        del self._waiting[queue]
+                        done.append(queue)
+                self._stop_consuming(done, time.monotonic() + LOCAL_SECONDS)
+
+    def _look(self, queues: Sequence[str], limit: int, deadline: float, *, keep: bool = False) -> None:
+        """Until as much as wanted is buffered, or there is nothing more: RabbitMQ says so itself."""
+        connection = self.connected(deadline)
+        for queue in queues:
+            self._consume(queue, limit, anew=not keep)
+        names = [name for queue in queues for name in (self.topology.queue(queue), self.topology.returned(queue))]
+        while self._count(queues) < limit:
+            ready = 0
+            connection.send(b"".join([wire.declare_queue(3, name, passive=True) for name in names]), deadline)
+            for _ in names:
+                ready += wire.counted(connection.await_one(3, (wire.QUEUE_DECLARE_OK,), deadline))[1]
+            # What was given to our channel before these answers has come before this one.
+            connection.ask(1, wire.frame(1, wire.CHANNEL_FLOW, b"\x01"), wire.CHANNEL_FLOW_OK, deadline)
+            self._digest()
+            if not ready:
+                break
+            if not connection.read(min(deadline, time.monotonic() + 0.01)) and time.monotonic() > deadline:
+                break
+            self._digest()
+        if not keep:
+            self._stop_consuming([queue for queue in queues if queue not in self._waiting], deadline)
+
+    def _take(self, queues: Sequence[str], limit: int, holder: Holder) -> list[Held]:
+        """buffered → held, the best first."""
+        if len(queues) == 1:
+            candidates = self.buffer.get(queues[0]) or []
+        else:
+            candidates = [held for queue in queues for held in self.buffer.get(queue) or ()]
+        if not candidates:
+            return []
+        candidates = sorted(candidates, key=self._rank)
+        taken = candidates[:limit]
+        if len(queues) == 1:
+            self.buffer[queues[0]] = candidates[limit:]
+        else:
+            gone = {held.id for held in taken}
+            for queue in queues:
+                if queue in self.buffer:
+                    self.buffer[queue] = [held for held in self.buffer[queue] if held.id not in gone]
+        now = time.monotonic()
+        wall = self.clock.time() if self.revoked else 0.0
+        for held in taken:
+            held.token += 1
+            held.holder = holder
+            held.taken_at = now
+            held.revoked = bool(self.revoked) and self.revoked.get(held.id, wall) > wall
+            self.held[held.id] = held
+        return taken
+
+    def _rank(self, held: Held) -> tuple[int, float]:
+        given = self.topology.queues.get(held.queue)
+        if given is None or "max_priority" not in given.options:
+            return (0, held.since)
+        with suppress(ValueError, IndexError, struct.error):
+            return (-int(wire.read_properties(held.properties)[1].get("priority", 0)), held.since)
+        return (0, held.since)
+
+    def _count(self, queues: Iterable[str]) -> int:
+        return sum(len(self.buffer.get(queue) or ()) for queue in queues)
+
+    def _require(self, node: str) -> None:
+        if node not in self.nodes:
+            raise NodeLost(node)
+
+    # -- settling --------------------------------------------------------------------------------------------------------
+
+    def stale(self, leases: Iterable[tuple[str, int, str, int]]) -> list[str]:
+        """Of (id, token, node, process): the ids that these do not hold."""
+        return [id for id, token, node, process in leases if not self._holds(id, token, node, process)]
+
+    def _holds(self, id: str, token: int, node: str, process: int) -> bool:
+        held = self.held.get(id)
+        return held is not None and not held.lost and held.token == token and held.holder == Holder(node, process)
+
+    def acknowledge(self, leases: Iterable[tuple[str, int, str, int]]) -> list[str]:
+        """held → gone. Returns the ids that were refused."""
+        with self.lock:
+            refused: list[str] = []
+            tags: list[int] = []
+            for id, token, node, process in leases:
+                if not self._holds(id, token, node, process):
+                    refused.append(id)
+                    continue
+                held = self.held.pop(id)
+                if held.tag is None:
+                    self._in_transit.add(id)
+                else:
+                    tags.append(held.tag)
+            self._acknowledge(tags)
+            return refused
+
+    def _acknowledge(self, tags: Iterable[int]) -> None:
+        connection = self.connection
+        data = b"".join([wire.acknowledgement(1, tag) for tag in tags])
+        if data and connection is not None:
+            try:
+                connection.send(data, time.monotonic() + LOCAL_SECONDS)
+            except EngineUnavailable:
+                self._disconnect()
+                raise
+
+    def holdings(self, node: str, process: int | None = None) -> list[Held]:
+        with self.lock:
+            return [
+                held for held in self.held.values()
+                if held.holder is not None and held.holder.node == node and process in (None, held.holder.process) and not held.lost
+            ]  # fmt: skip
+
+    def _publish_back(self, messages: Sequence[Held], *, crashed: bool = False, interrupted: bool = False) -> None:
+        """→ ready again, with these counts; out of our hands."""
+        messages = [held for held in messages if not held.lost]
+        publications = [
+            readdressed(held, self.topology, crashes=held.crashes + crashed, interruptions=held.interruptions + interrupted)
+            for held in messages
+        ]
+        self.sender.publish(publications, time.monotonic() + LOCAL_SECONDS)
+        for held in messages:
+            self.held.pop(held.id, None)
+            if held.tag is None:
+                self._in_transit.add(held.id)
+        self._acknowledge([held.tag for held in messages if held.tag is not None])
+
+    def _give_back_buffer(self, queues: Iterable[str] | None = None) -> None:
+        names = list(self.buffer) if queues is None else list(queues)
+        spare = [held for queue in names for held in self.buffer.get(queue) or ()]
+        for queue in names:
+            self.buffer.pop(queue, None)
+        if spare:
+            self._publish_back(spare)
+
+    # -- the connection ----------------------------------------------------------------------------------------------------
+
+    def connected(self, deadline: float) -> wire.Connection:
+        connection = self.connection
+        if connection is not None and not connection.closed:
+            return connection
+        if connection is not None:
+            self._disconnect()
+        self.sender.breaker.check(deadline)
+        problem: EngineUnavailable | None = None
+        for position, address in enumerate(self.addresses):
+            share = time.monotonic() + (min(deadline, time.monotonic() + 5.0) - time.monotonic()) / (len(self.addresses) - position)
+            try:
+                fresh = wire.Connection(address, share, heartbeat_seconds=self.heartbeat_seconds, tls=self.tls, name="celeriac worker")
+                for channel in (1, 2, 3):
+                    fresh.open_channel(channel, share)
+                self.sender.breaker.answered()
+                self.connection = fresh
+                self._after_connecting(deadline)
+                return fresh
+            except (EngineUnavailable, wire.Refused) as trouble:
+                problem = trouble if isinstance(trouble, EngineUnavailable) else EngineUnavailable(str(trouble))
+        self.sender.breaker.failed(str(problem))
+        assert problem is not None
+        raise problem
+
+    def _after_connecting(self, deadline: float) -> None:
+        """What was being listened to is listened to again."""
+        if self._follows:
+            self._follows = False
+            self.sync(deadline)
+        for address in self.letters:
+            self._listen_to(address)
+        if any(held.lost for held in self.held.values()) or self._custodian:
+            self._custodian = ""
+
+    _custodian = ""
+    _unacknowledged_notes = 0
+
+    def _disconnect(self) -> None:
+        """All that was given to the connection is the broker's again."""
+        if self.connection is not None:
+            self.connection.drop("")
+        self.connection = None
+        self._consumers.clear()
+        self._open.clear()
+        self.buffer.clear()
+        self._not_due.clear()
+        self._in_transit.clear()
+        for held in self.held.values():
+            held.lost = True
+            held.tag = None
+
+    def close(self) -> None:
+        with self.lock:
+            with suppress(EngineUnavailable):
+                self._give_back_buffer()
+            for node in list(self._listeners):
+                _unlisten(self._listeners.pop(node))
+            for client in list(self._clients.values()):
+                self._drop_client(client)
+            if self.connection is not None:
+                self.connection.close()
+                self._disconnect()
+            self.held.clear()
+            self.letters.clear()
+            self._follows = False
+
+    def forget(self) -> None:
+        """In a child of the process that opened this: closes our copies, without a word to the server."""
+        if self.connection is not None:
+            self.connection.drop("")
+        for listener in self._listeners.values():
+            listener.close()
+        for client in self._clients.values():
+            client.link.close()
+
+    # -- consumers ---------------------------------------------------------------------------------------------------------
+
+    def _consume(self, queue: str, prefetch: int, *, anew: bool = False) -> None:
+        """Makes RabbitMQ give us up to `prefetch` unacknowledged messages at a time of a queue, and as many that were given back."""
+        prefetch = max(1, min(prefetch, 65000))
+        for kind in ("returned", "queue"):
+            consumer = self._open.get((queue, kind))
+            if consumer is not None and not anew and consumer.prefetch >= prefetch and consumer.prefetch < 4 * prefetch:
+                continue
+            deadline = time.monotonic() + LOCAL_SECONDS
+            if (kind, queue) not in self._declared:
+                with self.sender.link(deadline) as link:
+                    link.declare("queue", queue, deadline)
+                    link.declare("returned", queue, deadline)
+                self._declared |= {("queue", queue), ("returned", queue)}
+            data = self._cancel(consumer) if consumer is not None else b""
+            self._numbers += 1
+            fresh = _Consumer(f"c{self._numbers}", queue, kind, prefetch)
+            self._consumers[fresh.tag] = self._open[queue, kind] = fresh
+            data += wire.prefetch(1, prefetch) + wire.consume(1, self.topology.name(kind, queue), fresh.tag)
+            self.connected(deadline).send(data, deadline)
+
+    _declared: frozenset[tuple[str, str]] = frozenset()
+
+    def _stop_consuming(self, queues: Iterable[str], deadline: float) -> None:
+        """Nothing more comes of these queues when this returns."""
+        self._begin_to_stop(queues)
+        connection = self.connected(deadline)
+        while any(consumer.closing for consumer in self._consumers.values()):
+            self._digest()
+            if any(consumer.closing for consumer in self._consumers.values()) and not connection.read(deadline):
+                break
+
+    def _begin_to_stop(self, queues: Iterable[str]) -> None:
+        data = b""
+        for queue in queues:
+            for kind in ("returned", "queue"):
+                consumer = self._open.pop((queue, kind), None)
+                if consumer is not None:
+                    data += self._cancel(consumer)
+        if data:
+            self.connected(time.monotonic() + LOCAL_SECONDS).send(data, time.monotonic() + LOCAL_SECONDS)
+
+    def _cancel(self, consumer: _Consumer) -> bytes:
+        consumer.closing = True
+        return wire.cancel(1, consumer.tag) if consumer.begun else b""
+
+    # -- what arrives --------------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Reads what has come, without waiting."""
+        connection = self.connected(time.monotonic() + LOCAL_SECONDS)
+        try:
+            while connection.read(0.0):
+                pass
+            connection.heartbeat()
+            self._digest()
+        except EngineUnavailable:
+            self._disconnect()
+            raise
+
+    def _digest(self) -> None:
+        connection = self.connection
+        if connection is None:
+            return
+        arrived = connection.arrived
+        later: list[wire.Arrived] = []
+        while arrived:
+            one = arrived.popleft()
+            method = one.method
+            if method == wire.BASIC_DELIVER:
+                self._delivered(one)
+            elif method == wire.BASIC_CONSUME_OK:
+                begun = self._consumers.get(wire.read_short(one.arguments, 0)[0])
+                if begun is not None:
+                    begun.begun = True
+                    if begun.closing:
+                        connection.send(wire.cancel(1, begun.tag), time.monotonic() + LOCAL_SECONDS)
+            elif method == wire.BASIC_CANCEL_OK:
+                self._consumers.pop(wire.read_short(one.arguments, 0)[0], None)
+            elif method == wire.BASIC_CANCEL:  # the queue was deleted, or its node is gone
+                gone = self._consumers.pop(wire.read_short(one.arguments, 0)[0], None)
+                if gone is not None:
+                    self._open.pop((gone.queue, gone.kind), None)
+                    self._declared = frozenset(entry for entry in self._declared if entry[1] != gone.queue)
+            elif method == wire.CHANNEL_CLOSE:
+                code, text = int.from_bytes(one.arguments[:2], "big"), wire.read_short(one.arguments, 2)[0]
+                self._disconnect()
+                raise EngineUnavailable(f"RabbitMQ closed a channel ({code}): {text}")
+            elif method not in _NOTHING_TO_SAY:
+                later.append(one)
+        arrived.extend(later)
+        if self._not_due:
+            self._put_off()
+
+    def _delivered(self, one: wire.Arrived) -> None:
+        name, tag, redelivered, _, _ = wire.delivered(one)
+        consumer = self._consumers.get(name)
+        if consumer is None:
+            return
+        kind = consumer.kind
+        if kind == "queue" or kind == "returned":
+            held, wait = read_slip(one.properties, one.body, consumer.queue, tag, redelivered, self.clock.time())
+            known = self.held.get(held.id)
+            if known is not None:
+                if known.lost:  # our own, from before the connection was lost: its task still runs
+                    known.tag, known.lost = tag, False
+                else:
+                    self._acknowledge([tag])
+            elif wait > 0.0:
+                self._not_due.append((held, wait))
+            else:
+                self.buffer.setdefault(consumer.queue, []).append(held)
+                self._wake(consumer.queue)
+        elif kind == "custody":
+            id = wire.read_id(one.properties) or str(wire.read_properties(one.properties)[0].get("id"))
+            known = self.held.get(id)
+            if known is not None and known.tag is None and id not in self._in_transit:
+                known.tag, known.lost = tag, False
+            else:
+                self._in_transit.discard(id)
+                self._acknowledge([tag])
+        elif kind == "letters":
+            self.letters.setdefault(consumer.queue, deque()).append(_decode_letter(one.body))
+        else:
+            self._noted(_json(one.body))
+            self._unacknowledged_notes += 1
+            if self._unacknowledged_notes >= 200 and self.connection is not None:
+                self._unacknowledged_notes = 0
+                self.connection.send(wire.acknowledgement(2, tag, multiple=True), time.monotonic() + LOCAL_SECONDS)
+
+    def _put_off(self) -> None:
+        """Not due: it waits in the broker."""
+        waiting, self._not_due = self._not_due, []
+        publications = [
+            addressed(
+                self.topology, "queue", held.queue, self.topology.queue(held.queue),
+                relabelled(held.properties, {"celeriac-since": held.since + wait, "celeriac-left": 0.0}), held.body, wait,
+            )
+            for held, wait in waiting
+        ]  # fmt: skip
+        self.sender.publish(publications, time.monotonic() + LOCAL_SECONDS)
+        self._acknowledge([held.tag for held, _ in waiting if held.tag is not None])
+
+    # -- notes: what everybody has to know -----------------------------------------------------------------------------------
+
+    def sync(self, deadline: float) -> None:
+        """All notes that were confirmed before this call are known when it returns; those to come are followed."""
+        mark = new_id()
+        self._marks.add(mark)
+        with self.sender.link(deadline) as link:
+            link.note("notes", {"mark": mark}, deadline)
+        connection = self.connected(deadline)
+        if not self._follows:
+            self._follows = True
+            self.paused.clear()
+            consumer = _Consumer("notes", "", "notes")
+            self._consumers[consumer.tag] = consumer
+            connection.send(
+                wire.prefetch(2, 1000) + wire.consume(2, self.topology.own("notes"), consumer.tag, {"x-stream-offset": "first"}), deadline
+            )
+        while mark in self._marks:
+            self._digest()
+            if mark in self._marks and not connection.read(deadline) and time.monotonic() >= deadline:
+                self._disconnect()
+                raise EngineUnavailable("RabbitMQ does not give its notes in time.")
+
+    def _noted(self, note: dict[str, Any]) -> None:
+        if "mark" in note:
+            self._marks.discard(note["mark"])
+        elif "pause" in note:
+            self.paused.update(dict.fromkeys(note["pause"], note["by"]))
+            self._begin_to_stop(note["pause"])
+            self._give_back_buffer(note["pause"])
+        elif "resume" in note:
+            for queue in note["resume"]:
+                self.paused.pop(queue, None)
+        elif "revoke" in note:
+            self._note_revokes(note)
+        elif "queue" in note:
+            self.known_queues.add(note["queue"])
+
+    def _note_revokes(self, note: dict[str, Any]) -> None:
+        until = note["at"] + self.revokes_expire_seconds
+        if until < self.clock.time():
+            return
+        for id in note["revoke"]:
+            self.revoked[id] = until
+            held = self.held.get(id)
+            if held is not None and held.holder is not None and note.get("terminate"):
+                letter = Letter(method="terminate", arguments={"task_id": id, "signal": note["terminate"]})
+                self.letters.setdefault(held.holder.node, deque()).append(letter)
+
+    # -- letters -------------------------------------------------------------------------------------------------------------
+
+    def collect(self, address: str, timeout_seconds: float) -> list[Letter]:
+        """The letters of a mailbox. While it waits, the processes of this node are served."""
+        deadline = time.monotonic() + timeout_seconds
+        with self.lock:
+            self.connected(time.monotonic() + LOCAL_SECONDS)
+            fresh = address not in self.letters
+            if fresh:
+                self.letters[address] = deque()
+                self._listen_to(address)
+                if address in self.nodes and not self._follows:
+                    self.sync(time.monotonic() + LOCAL_SECONDS)
+        if fresh:
+            deadline = max(deadline, time.monotonic() + 0.05)
+        while True:
+            with self.lock:
+                connection = self.connected(time.monotonic() + LOCAL_SECONDS)
+                self._pump()
+                self._tick()
+                box = self.letters.get(address)
+                if box:
+                    self.letters[address] = deque()
+                    return list(box)
+                descriptors = [connection.fileno(), *(one.fileno() for one in self._listeners.values()), *self._clients]
+                pause = self._pause_seconds()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return []
+            ready = readable(descriptors, min(left, pause))
+            if ready:
+                with self.lock:
+                    self._serve(ready)
+
+    def _listen_to(self, address: str) -> None:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        with self.sender.link(deadline) as link:
+            link.declared.discard(("letters", address))  # it may have expired meanwhile
+            link.declare("letters", address, deadline)
+        self._numbers += 1
+        consumer = _Consumer(f"c{self._numbers}", address, "letters")
+        self._consumers[consumer.tag] = consumer
+        self.connected(deadline).send(wire.consume(2, self.topology.name("letters", address), consumer.tag, acknowledged=False), deadline)
+
+    # -- the processes of this node ------------------------------------------------------------------------------------------
+
+    def _serve(self, ready: Iterable[int]) -> None:
+        listeners = {one.fileno(): one for one in self._listeners.values()}
+        for descriptor in ready:
+            if descriptor in listeners:
+                self._accept(listeners[descriptor])
+            elif descriptor in self._clients:
+                self._hear(self._clients[descriptor])
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            link, _ = listener.accept()
+            if not _is_ours(link):
+                link.close()
+                return
+            link.setblocking(False)
+            self._clients[link.fileno()] = _Client(link)
+
+    def _hear(self, client: _Client) -> None:
+        try:
+            data = client.link.recv(wire.RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop_client(client)
+            return
+        buffer = client.buffer
+        buffer += data
+        while len(buffer) >= 4:
+            (size,) = _length.unpack_from(buffer)
+            if len(buffer) < 4 + size:
+                break
+            request = _unpack(bytes(memoryview(buffer)[4 : 4 + size]))
+            del buffer[: 4 + size]
+            try:
+                self._answer(client, self._act(client, *request))
+            except NodeLost:
+                self._answer(client, ("lost", (), ()))
+            except EngineUnavailable as problem:
+                self._answer(client, ("away", (str(problem),), ()))
+
+    def _drop_client(self, client: _Client) -> None:
+        self._clients.pop(client.link.fileno(), None)
+        client.link.close()
+        if client.holder is not None:
+            self._demand.pop(client.holder, None)
+
+    def _answer(self, client: _Client, answer: Any) -> None:
+        if answer is None:
+            return
+        raw = _pack(answer)
+        try:
+            client.link.setblocking(True)
+            client.link.settimeout(5.0)
+            client.link.sendall(_length.pack(len(raw)) + raw)
+            client.link.setblocking(False)
+        except OSError:
+            self._drop_client(client)
+
+    def _act(self, client: _Client, verb: str, *arguments: Any) -> Any:
+        match verb:
+            case "exchange":
+                node, process, leases, queues, limit = arguments
+                holder = client.holder = Holder(node, process)
+                self._require(node)
+                refused = self.acknowledge(leases)
+                return ("ok", refused, self._stream(holder, queues, limit) if limit > 0 else ())
+            case "settle":
+                return ("ok", self.acknowledge(arguments[0]), ())
+            case "stale":
+                self.connected(time.monotonic() + LOCAL_SECONDS)
+                return ("ok", self.stale(arguments[0]), ())
+            case "held":
+                node, process = arguments
+                return ("ok", (), self.holdings(node, process))
+            case "wait":
+                (queues,) = arguments
+                self._asked_at = time.monotonic()
+                if self._count(queue for queue in queues if queue not in self.paused):
+                    return ("woken", (), ())
+                client.waits = frozenset(queues)
+                if client.holder is not None:
+                    self._demand.setdefault(client.holder, (1, queues))
+                    self._steer()
+                return None
+            case _:
+                client.waits = None
+                return ("unwaited", (), ())
+
+    def _stream(self, holder: Holder, queues: Sequence[str], limit: int) -> list[Held]:
+        """For a process: what is buffered, at once; and RabbitMQ is told to give as much as all processes want."""
+        self._asked_at = time.monotonic()
+        self._demand[holder] = (limit, queues)
+        free = [queue for queue in queues if queue not in self.paused] if self.paused else queues
+        taken = self._take(free, limit, holder)
+        self._steer()
+        return taken
+
+    def _steer(self) -> None:
+        wanted: dict[str, int] = {}
+        for limit, queues in self._demand.values():
+            for queue in queues:
+                wanted[queue] = wanted.get(queue, 0) + (2 * limit if limit >= 4 else limit)
+        for queue, count in wanted.items():
+            if queue not in self.paused:
+                consumer = self._open.get((queue, "queue"))
+                if consumer is None or consumer.prefetch < count or consumer.prefetch >= 4 * count:
+                    self._consume(queue, count)
+
+    def _wake(self, queue: str) -> None:
+        for client in self._clients.values():
+            if client.waits is not None and queue in client.waits:
+                client.waits = None
+                self._answer(client, ("woken", (), ()))
+                return
+
+    def _pause_seconds(self) -> float:
+        return QUIET_SECONDS if (self._open and not self._waiting) else 1.0
+
+    def _tick(self) -> None:
+        """What the passing of time asks for."""
+        now = time.monotonic()
+        if (
+            (self._open or self._count(self.buffer))
+            and not self._waiting
+            and now - self._asked_at > QUIET_SECONDS
+            and not any(client.waits is not None for client in self._clients.values())
+        ):
+            self._begin_to_stop([queue for queue, kind in self._open if kind == "queue"])
+            if not any(consumer.closing for consumer in self._consumers.values()):
+                self._give_back_buffer()
+        if now - self._custody_at >= 1.0:
+            self._custody_at = now
+            old = [
+                held for held in self.held.values()
+                if now - held.taken_at > self.custody_seconds and held.tag is not None and held.holder is not None and held.holder.node in self.nodes
+            ]  # fmt: skip
+            if old:
+                self._take_into_custody(old, now)
+
+    def _take_into_custody(self, messages: Sequence[Held], now: float) -> None:
+        """A copy in a queue of our own, then an acknowledgement: the broker's clock begins anew."""
+        deadline = time.monotonic() + LOCAL_SECONDS
+        connection = self.connected(deadline)
+        custody = self.topology.own(f"held.{new_id()}") if not self._custodian else self._custodian
+        if not self._custodian:
+            arguments = {
+                "x-queue-type": "quorum",
+                "x-message-ttl": 10_000,
+                "x-expires": 600_000,
+                "x-overflow": "reject-publish",
+                "x-dead-letter-strategy": "at-least-once",
+                "x-dead-letter-exchange": "",
+                "x-delivery-limit": 1_000_000_000,
+            }
+            with self.sender.link(deadline) as link:
+                link.risk(wire.declare_queue(2, custody, arguments), wire.QUEUE_DECLARE_OK, deadline)
+                link.risk(wire.declare_exchange(2, custody, "fanout", auto_delete=True), wire.EXCHANGE_DECLARE_OK, deadline)
+                link.risk(wire.bind_queue(2, custody, custody, ""), wire.QUEUE_BIND_OK, deadline)
+            self._custodian = custody
+            self._consumers["custody"] = _Consumer("custody", "", "custody")
+            connection.send(wire.prefetch(1, 0) + wire.consume(1, custody, "custody"), deadline)
+        publications = []
+        for held in messages:
+            counts = [held.crashes + 1, held.interruptions, held.token]
+            properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since, "id": held.id})
+            publications.append(
+                Publication(custody, self.topology.returned(held.queue), properties, held.body, (("returned", held.queue),))
+            )
+        self.sender.publish(publications, deadline)
+        tags = [held.tag for held in messages if held.tag is not None]
+        for held in messages:
+            held.tag = None
+            held.taken_at = now
+        self._acknowledge(tags)
+
+
+# -- the other end: a process of a worker ----------------------------------------------------------------------------
+
+
+class Desk:
+    """Asks the supervisor of a node, from one of its processes. One thread uses it."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self._link = _reach(node)
+
+    def exchange(self, holder: Holder, leases: Sequence[Any], queues: Sequence[str], limit: int) -> tuple[list[str], list[Held]]:
+        _, refused, held = self._ask(["exchange", holder.node, holder.process, leases, queues, limit])
+        return refused, held
+
+    def settle(self, leases: Sequence[Any]) -> list[str]:
+        return self._ask(["settle", leases])[1]
+
+    def stale(self, leases: Sequence[Any]) -> list[str]:
+        return self._ask(["stale", leases])[1]
+
+    def held(self, node: str, process: int | None) -> list[Held]:
+        return self._ask(["held", node, process])[2]
+
+    def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
+        self._send(["wait", list(queues)])
+        answer = self._receive(timeout_seconds)
+        if answer is not None:
+            return bool(answer[0] == "woken")
+        self._send(["unwait"])
+        woken = False
+        while (answer := self._receive(LOCAL_SECONDS)) is not None and answer[0] != "unwaited":
+            woken = woken or answer[0] == "woken"
+        return woken
+
+    def close(self) -> None:
+        self._link.close()
+
+    def _ask(self, request: Any) -> _Answer:
+        self._send(request)
+        answer = self._receive(2 * LOCAL_SECONDS)
+        if answer is None:
+            raise EngineUnavailable("The supervisor of this process does not answer.")
+        if answer[0] == "lost":
+            raise NodeLost(self.node)
+        if answer[0] == "away":
+            raise EngineUnavailable(answer[1][0])
+        return answer
+
+    def _send(self, request: Any) -> None:
+        raw = _pack(request)
+        try:
+            self._link.settimeout(LOCAL_SECONDS)
+            self._link.sendall(_length.pack(len(raw)) + raw)
+        except OSError as problem:
+            raise EngineUnavailable(f"The supervisor of this process is gone: {problem}") from problem
+
+    def _receive(self, timeout_seconds: float) -> _Answer | None:
+        """None when nothing has come in time."""
+        try:
+            self._link.settimeout(max(0.000001, timeout_seconds))
+            head = self._link.recv(4, socket.MSG_WAITALL)
+            if len(head) == 4:
+                (size,) = _length.unpack(head)
+                self._link.settimeout(LOCAL_SECONDS)
+                parts: list[bytes] = []
+                while size > 0:
+                    part = self._link.recv(min(size, 1 << 20))
+                    if not part:
+                        break
+                    parts.append(part)
+                    size -= len(part)
+                if not size:
+                    return _unpack_answer(b"".join(parts))
+        except TimeoutError:
+            return None
+        except OSError as problem:
+            raise EngineUnavailable(f"The supervisor of this process is gone: {problem}") from problem
+        raise EngineUnavailable("The supervisor of this process is gone.")
+
+
+def delivery(held: Held, decode: Callable[[Held], Any], now: float) -> Delivery:
+    """What a worker gets of it."""
+    message, error = decode(held)
+    assert held.holder is not None
+    return Delivery(
+        id=held.id,
+        queue=held.queue,
+        lease=Lease(held.holder, held.token),
+        receipt=None,
+        message=message,
+        crashes=held.crashes,
+        interruptions=held.interruptions,
+        waiting_since=held.since,
+        expired=message is not None and message.expires is not None and now > message.expires.timestamp(),
+        revoked=held.revoked,
+        repeated=held.again,
+        raw_message=b"" if message is not None else held.body,
+        error=error,
+    )
+
+
+# -- local sockets -----------------------------------------------------------------------------------------------------
+
+
+def _local_address(node: str) -> str:
+    name = f"celeriac-{os.getuid()}-{node}"[:100]
+    return f"\0{name}" if sys.platform == "linux" else os.path.join(tempfile.gettempdir(), name)
+
+
+def _listen(node: str) -> socket.socket:
+    address = _local_address(node)
+    if not address.startswith("\0"):
+        with suppress(FileNotFoundError):
+            os.unlink(address)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address)
+    if not address.startswith("\0"):
+        os.chmod(address, 0o600)
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
+
+
+def _unlisten(listener: socket.socket) -> None:
+    address = listener.getsockname()
+    listener.close()
+    if isinstance(address, str) and address:
+        with suppress(OSError):
+            os.unlink(address)
+
+
+def _reach(node: str) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        link.settimeout(LOCAL_SECONDS)
+        link.connect(_local_address(node))
+    except OSError as problem:
+        link.close()
+        raise NodeLost(node) from problem
+    return link
+
+
+def _is_ours(link: socket.socket) -> bool:
+    """The other end runs as the same user. (Names of this kind have no owner that the system would check.)"""
+    if sys.platform != "linux":
+        return True
+    _, user, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return bool(user == os.getuid())
+
+
+_NOTHING_TO_SAY = frozenset((wire.BASIC_QOS_OK,))

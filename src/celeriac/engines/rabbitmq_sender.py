@@ -1,0 +1,481 @@
+"""What the RabbitMQ engine publishes, and what it has RabbitMQ keep: queues, exchanges, the queues in which messages wait for their time, notes.
+
+Every publication is confirmed by the server before `publish` returns. A connection belongs to one call at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ..core.errors import EngineCorrupt, EngineUnavailable
+from ..core.routing import Queue
+from . import rabbitmq_wire as wire
+from .network import Breaker
+
+LEVELS = 28
+"""There are so many queues in which messages wait, one for each power of two of STEP_SECONDS. They add up to 155 days; who waits longer goes round again."""
+STEP_SECONDS = 0.05
+LONGEST_SECONDS = STEP_SECONDS * (2**LEVELS - 1)
+LETTER_SECONDS = 60
+WINDOW = 1000
+"""So many publications may be unconfirmed at once."""
+NAME_BYTES = 170
+"""Longer names of queues are shortened, with a hash; AMQP allows 255, and we add to them."""
+MANY_DELIVERIES = 1_000_000_000
+_NOTES_BYTES = 50_000_000
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Publication(NamedTuple):
+    """One message to be published, and what has to exist for it."""
+
+    exchange: str
+    key: str
+    properties: bytes
+    body: bytes
+    needs: tuple[tuple[str, str], ...] = ()
+
+
+class Topology:
+    """The names and arguments of all that we declare."""
+
+    def __init__(self, *, prefix: str = "", queue_type: str = "quorum", queues: Iterable[Queue] = ()) -> None:
+        self.prefix = prefix
+        self.queue_type = queue_type
+        self.queues = {queue.name: queue for queue in queues}
+        self.exchanges = {queue.exchange: queue.exchange_type for queue in self.queues.values() if queue.exchange}
+        self._names: dict[str, str] = {}
+
+    def queue(self, name: str) -> str:
+        """The name of a queue as RabbitMQ has it."""
+        known = self._names.get(name)
+        if known is None:
+            known = self.prefix + name
+            raw = known.encode()
+            if len(raw) > NAME_BYTES:
+                known = raw[:90].decode(errors="ignore") + "." + hashlib.sha256(raw).hexdigest()
+            if len(self._names) < 10_000:
+                self._names[name] = known
+        return known
+
+    def returned(self, name: str) -> str:
+        """Where messages wait that were given back: they come before those of the queue itself."""
+        return self.queue(name) + ".celeriac.returned"
+
+    def dead(self, name: str) -> str:
+        return self.queue(name) + ".celeriac.dead"
+
+    def own(self, what: str) -> str:
+        return self.queue(f"celeriac.{what}")
+
+    def level(self, number: int) -> str:
+        return f"{self.prefix}celeriac.delay.{number}"
+
+    @property
+    def due(self) -> str:
+        return f"{self.prefix}celeriac.due"
+
+    def route(self, queue: str, exchange: str, key: str) -> tuple[str, str]:
+        """Exchange and routing key of a message: those of `task_queues` when its exchange is named there, else the queue itself."""
+        if exchange and exchange in self.exchanges:
+            return self.prefix + exchange, key or queue
+        return "", self.queue(queue)
+
+    def delayed(self, key: str, seconds: float) -> tuple[str, str, float]:
+        """Exchange and routing key with which a message comes to `key`, the name of a queue, after so many seconds; and how many seconds are left then."""
+        left = max(0.0, seconds - LONGEST_SECONDS)
+        steps = min(2**LEVELS - 1, max(1, -int(-seconds // STEP_SECONDS)))
+        bits = f"{steps:0{LEVELS}b}"
+        return self.level(steps.bit_length() - 1), ".".join(bits) + "." + key, left
+
+    def arguments(self, kind: str, name: str) -> dict[str, Any]:
+        """The arguments of a queue."""
+        match kind:
+            case "queue":
+                given = self.queues.get(name)
+                if given is None:
+                    return {"x-queue-type": "quorum"} if self.queue_type == "quorum" else {}
+                return given.arguments(self.queue_type)
+            case "returned":
+                given = self.queues.get(name)
+                if given is not None and given.options.get("auto_delete"):
+                    return {"x-expires": 3_600_000}
+                return {"x-queue-type": "quorum"}
+            case "dead":
+                return {"x-queue-type": "quorum", "x-delivery-limit": MANY_DELIVERIES}
+            case "letters":
+                return {"x-message-ttl": LETTER_SECONDS * 1000, "x-expires": 2 * LETTER_SECONDS * 1000}
+            case _:
+                return {"x-queue-type": "stream", "x-max-length-bytes": _NOTES_BYTES, "x-stream-max-segment-size-bytes": _NOTES_BYTES // 10}
+
+    def name(self, kind: str, name: str) -> str:
+        match kind:
+            case "queue":
+                return self.queue(name)
+            case "returned":
+                return self.returned(name)
+            case "dead":
+                return self.dead(name)
+            case "letters":
+                return self.own(f"letters.{name}")
+            case _:
+                return self.own(name)
+
+
+class Link(wire.Connection):
+    """A connection that publishes: channel 1 is confirmed, channel 2 is for what the server may refuse."""
+
+    def __init__(self, address: wire.Address, topology: Topology, deadline: float, *, tls: Any = None) -> None:
+        super().__init__(address, deadline, tls=tls, name="celeriac publisher")
+        self.topology = topology
+        self.declared: set[tuple[str, str]] = set()
+        self._scratch = False
+        self._published = 0
+        self.open_channel(1, deadline)
+        self.ask(1, wire.frame(1, wire.CONFIRM_SELECT, b"\x00"), wire.CONFIRM_SELECT_OK, deadline)
+
+    # -- publishing --------------------------------------------------------------------------------------------------
+
+    def publish(self, publications: Sequence[Publication], deadline: float) -> None:
+        """→ confirmed. Raises EngineUnavailable; when `sent` is true by then, some of them may be there all the same."""
+        for publication in publications:
+            for need in publication.needs:
+                if need not in self.declared:
+                    self.declare(*need, deadline)
+        if self.blocked:
+            self.read(0.0)
+            if self.blocked:
+                raise EngineUnavailable(f"RabbitMQ at {self.address} takes no messages now: {self.blocked}.")
+        first = self._published
+        done: set[int] = set()
+        confirmed = first
+        returned = ""
+        for start in range(0, len(publications), WINDOW):
+            part = publications[start : start + WINDOW]
+            data = b"".join(
+                [
+                    wire.publication(
+                        1,
+                        wire.shortstr(one.exchange),
+                        wire.shortstr(one.key),
+                        one.properties,
+                        one.body,
+                        mandatory=True,
+                        largest=self.largest_frame,
+                    )
+                    for one in part
+                ]
+            )
+            self.sent = True
+            self.send(data, deadline)
+            self._published += len(part)
+            while confirmed < self._published:
+                confirmed, returned = self._await_confirms(confirmed, done, returned, deadline)
+        self.sent = False
+        if returned:
+            self.declared.clear()
+            raise EngineUnavailable(f"RabbitMQ at {self.address} has no queue for a message any more: {returned}")
+
+    sent = False
+    """Messages are on their way whose confirmation has not come."""
+
+    def _await_confirms(self, confirmed: int, done: set[int], returned: str, deadline: float) -> tuple[int, str]:
+        """Reads until there is news. Returns up to which number all are confirmed."""
+        while (found := self.take(1, _CONFIRMS)) is None:
+            if self.blocked:
+                self.drop("")
+                raise EngineUnavailable(f"RabbitMQ at {self.address} takes no messages now: {self.blocked}.")
+            if not self.read(deadline) and time.monotonic() >= deadline:
+                self.drop("")
+                raise EngineUnavailable(f"RabbitMQ at {self.address} did not confirm in time.")
+        if found.method == wire.BASIC_RETURN:
+            return confirmed, wire.read_short(found.arguments, 2)[0] or "no route"
+        number = int.from_bytes(found.arguments[:8], "big")
+        if found.method == wire.BASIC_NACK:
+            self.drop("")
+            raise EngineUnavailable(
+                f"RabbitMQ at {self.address} could not keep a message; its log says why (a full queue, a replica away)."
+            )
+        if found.arguments[8] & 1:
+            confirmed = max(confirmed, number)
+        else:
+            done.add(number)
+        while confirmed + 1 in done:
+            confirmed += 1
+            done.discard(confirmed)
+        return confirmed, returned
+
+    # -- declaring ---------------------------------------------------------------------------------------------------
+
+    def declare(self, kind: str, name: str, deadline: float) -> None:
+        """Makes sure that it is there. What is there already is taken as it is, unless `task_queues` says how it has to be."""
+        if (kind, name) in self.declared:
+            return
+        topology = self.topology
+        if kind == "delays":
+            self._declare_delays(deadline)
+        elif kind == "due":
+            self.risk(wire.bind_queue(2, name, topology.due, "*." * LEVELS + name), wire.QUEUE_BIND_OK, deadline)
+        else:
+            wanted = topology.name(kind, name)
+            arguments = topology.arguments(kind, name)
+            given = topology.queues.get(name) if kind == "queue" else None
+            if kind == "letters":
+                self.risk(wire.declare_queue(2, wanted, arguments, flags=0), wire.QUEUE_DECLARE_OK, deadline)
+            elif given is not None and (given.exchange or given.options):
+                self._declare_as_said(given, wanted, arguments, deadline)
+            else:
+                self._declare_if_missing(kind, name, wanted, arguments, deadline)
+        self.declared.add((kind, name))
+
+    def risk(self, request: bytes, answer: int, deadline: float) -> wire.Arrived:
+        """Asks what the server may refuse, on a channel of its own. Raises Refused."""
+        if not self._scratch:
+            self.open_channel(2, deadline)
+            self._scratch = True
+        try:
+            return self.ask(2, request, answer, deadline)
+        except wire.Refused:
+            self._scratch = False
+            raise
+
+    def _declare_if_missing(self, kind: str, name: str, wanted: str, arguments: dict[str, Any], deadline: float) -> None:
+        try:
+            self.risk(wire.declare_queue(2, wanted, passive=True), wire.QUEUE_DECLARE_OK, deadline)
+            return
+        except wire.Refused as refused:
+            if refused.code != wire.NOT_FOUND:
+                raise _as_error(refused, wanted) from refused
+        try:
+            self.risk(wire.declare_queue(2, wanted, arguments), wire.QUEUE_DECLARE_OK, deadline)
+        except wire.Refused as refused:
+            raise _as_error(refused, wanted) from refused
+        if kind == "queue":
+            self.note("notes", {"queue": name}, deadline)
+
+    def _declare_as_said(self, given: Queue, wanted: str, arguments: dict[str, Any], deadline: float) -> None:
+        """A queue of `task_queues` that says more than a name."""
+        try:
+            self.risk(wire.declare_queue(2, wanted, arguments, flags=given.flags()), wire.QUEUE_DECLARE_OK, deadline)
+            if given.exchange:
+                exchange = self.topology.prefix + given.exchange
+                self.risk(wire.declare_exchange(2, exchange, given.exchange_type), wire.EXCHANGE_DECLARE_OK, deadline)
+                key = given.routing_key or given.name
+                self.risk(wire.bind_queue(2, wanted, exchange, key), wire.QUEUE_BIND_OK, deadline)
+        except wire.Refused as refused:
+            raise _as_error(refused, wanted) from refused
+
+    def _declare_delays(self, deadline: float) -> None:
+        """Queue n keeps a message for 2ⁿ steps. The routing key says by its bits which of them a message passes through; from level to level, RabbitMQ moves it
+        (dead-lettering, at least once), in the end to `due`, which knows the queues by name."""
+        topology = self.topology
+        try:
+            self.risk(wire.declare_exchange(2, topology.due, "topic", passive=True), wire.EXCHANGE_DECLARE_OK, deadline)
+            return
+        except wire.Refused as refused:
+            if refused.code != wire.NOT_FOUND:
+                raise _as_error(refused, topology.due) from refused
+        self.open_channel(2, deadline)
+        self._scratch = True
+        requests: list[bytes] = []
+        answers: list[int] = []
+        for number in range(LEVELS):
+            arguments = {
+                "x-queue-type": "quorum",
+                "x-overflow": "reject-publish",
+                "x-dead-letter-strategy": "at-least-once",
+                "x-message-ttl": round(1000 * STEP_SECONDS) * 2**number,
+                "x-dead-letter-exchange": topology.level(number - 1) if number else topology.due,
+                "x-delivery-limit": MANY_DELIVERIES,
+            }
+            level = topology.level(number)
+            requests += [wire.declare_exchange(2, level, "topic"), wire.declare_queue(2, level, arguments)]
+            answers += [wire.EXCHANGE_DECLARE_OK, wire.QUEUE_DECLARE_OK]
+        for number in range(LEVELS):
+            level, before = topology.level(number), "*." * (LEVELS - 1 - number)
+            requests.append(wire.bind_queue(2, level, level, before + "1.#"))
+            answers.append(wire.QUEUE_BIND_OK)
+            if number:
+                requests.append(wire.bind_exchange(2, topology.level(number - 1), level, before + "0.#"))
+                answers.append(wire.EXCHANGE_BIND_OK)
+        # The last: whoever finds it may rely on all the others.
+        requests.append(wire.declare_exchange(2, topology.due, "topic"))
+        requests.append(wire.bind_exchange(2, topology.due, topology.level(0), "*." * (LEVELS - 1) + "0.#"))
+        answers += [wire.EXCHANGE_DECLARE_OK, wire.EXCHANGE_BIND_OK]
+        try:
+            self.send(b"".join(requests), deadline)
+            for answer in answers:
+                self.await_one(2, (answer,), deadline)
+        except wire.Refused as refused:
+            self._scratch = False
+            raise _as_error(refused, topology.due) from refused
+
+    # -- notes -------------------------------------------------------------------------------------------------------
+
+    def note(self, stream: str, note: dict[str, Any], deadline: float) -> None:
+        """Appends to a stream, which whoever wants to know reads."""
+        self.publish([Publication("", self.topology.own(stream), _NOTE, _encode(note), (("stream", stream),))], deadline)
+
+    def read_notes(self, stream: str, since: float | None, deadline: float) -> list[dict[str, Any]]:
+        """All notes of a stream (those since a moment: and maybe some before it), oldest first; what had been confirmed before this call is among them."""
+        nonce = hashlib.sha256(f"{id(self)}{time.monotonic_ns()}{threading.get_ident()}".encode()).hexdigest()
+        self.note(stream, {"mark": nonce}, deadline)
+        self.open_channel(3, deadline)
+        offset: Any = "first" if since is None else wire.Moment(since)
+        name = self.topology.own(stream)
+        self.send(
+            wire.prefetch(3, 1000) + wire.consume(3, name, "notes", {"x-stream-offset": offset}),
+            deadline,
+        )
+        notes: list[dict[str, Any]] = []
+        found = False
+        while not found:
+            arrived = self.await_one(3, (wire.BASIC_DELIVER,), deadline)
+            unacknowledged = wire.delivered(arrived)[1]
+            note = msgspec.json.decode(arrived.body)
+            if "mark" in note:
+                found = note["mark"] == nonce
+            else:
+                notes.append(note)
+            if unacknowledged % 250 == 0:
+                self.send(wire.acknowledgement(3, unacknowledged, multiple=True), deadline)
+        self.ask(3, wire.frame(3, wire.CHANNEL_CLOSE, b"\x00\xc8\x00\x00\x00\x00\x00"), wire.CHANNEL_CLOSE_OK, deadline)
+        self.arrived.clear()
+        return notes
+
+
+class Sender:
+    """The publishing side of an engine: connections that are used one call at a time, and kept for the next."""
+
+    def __init__(self, addresses: Sequence[wire.Address], topology: Topology, *, tls: Any = None, connections: int = 4) -> None:
+        self.addresses = addresses
+        self.topology = topology
+        self.tls = tls
+        self.breaker = Breaker()
+        self._idle: list[Link] = []
+        self._room = threading.BoundedSemaphore(connections)
+
+    def publish(self, publications: Sequence[Publication], deadline: float) -> None:
+        """→ confirmed. Nothing is published a second time: when the connection is lost with messages on their way, the error says so (`maybe_published`)."""
+        if not publications:
+            return
+        link = self._link(deadline)
+        try:
+            link.publish(publications, deadline)
+        except EngineUnavailable as problem:
+            problem.maybe_published = link.sent  # type: ignore[attr-defined]
+            self._failed(link, problem)
+            raise
+        except wire.Refused as refused:
+            link.drop("")
+            self._room.release()
+            raise _as_error(refused, publications[0].key) from refused
+        except BaseException:
+            link.drop("")
+            self._room.release()
+            raise
+        self._give_back(link)
+
+    def link(self, deadline: float) -> _Borrowed:
+        """A connection, for what is not publishing: `with sender.link(deadline) as link`."""
+        return _Borrowed(self, deadline)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def forget(self) -> None:
+        """In a child: closes our copies of the parent's connections, without a word to the server."""
+        for link in self._idle:
+            link.drop("")
+        self._idle = []
+        self._room = threading.BoundedSemaphore(4)
+        self.breaker = Breaker()
+
+    def _link(self, deadline: float) -> Link:
+        if not self._room.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise EngineUnavailable("All connections to RabbitMQ are busy.")
+        try:
+            while self._idle:
+                try:
+                    link = self._idle.pop()
+                except IndexError:
+                    break
+                if not link.is_dead():
+                    return link
+                link.drop("")
+            self.breaker.check(deadline)
+            return self._connect(deadline)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def _connect(self, deadline: float) -> Link:
+        problem: EngineUnavailable | None = None
+        for position, address in enumerate(self.addresses):
+            share = (deadline - time.monotonic()) / (len(self.addresses) - position)
+            try:
+                return Link(address, self.topology, time.monotonic() + share, tls=self.tls)
+            except EngineUnavailable as trouble:
+                problem = trouble
+        self.breaker.failed(str(problem))
+        assert problem is not None
+        raise problem
+
+    def _failed(self, link: Link, problem: EngineUnavailable) -> None:
+        self._room.release()
+        if not link.closed and not link.sent:
+            self._idle.append(link)
+            return
+        link.drop("")
+        self.breaker.failed(str(problem))
+
+    def _give_back(self, link: Link) -> None:
+        self.breaker.answered()
+        if link.closed:
+            link.drop("")
+        else:
+            self._idle.append(link)
+        self._room.release()
+
+
+class _Borrowed:
+    def __init__(self, sender: Sender, deadline: float) -> None:
+        self.sender = sender
+        self.deadline = deadline
+
+    def __enter__(self) -> Link:
+        self.borrowed = self.sender._link(self.deadline)
+        return self.borrowed
+
+    def __exit__(self, kind: Any, problem: Any, _: Any) -> None:
+        if problem is None:
+            self.sender._give_back(self.borrowed)
+            return
+        self.borrowed.drop("")
+        self.sender._room.release()
+        if isinstance(problem, EngineUnavailable):
+            self.sender.breaker.failed(str(problem))
+
+
+def _as_error(refused: wire.Refused, name: str) -> EngineUnavailable:
+    if refused.code == wire.PRECONDITION_FAILED:
+        return EngineCorrupt(
+            f"{name!r} exists in RabbitMQ and is not as it is to be: {refused.text}. Delete it there, or say in task_queues how it is."
+        )
+    if refused.code == wire.ACCESS_REFUSED:
+        return EngineCorrupt(
+            f"RabbitMQ refuses access to {name!r}: {refused.text}. Give this user the rights to configure, write and read it."
+        )
+    return EngineUnavailable(f"RabbitMQ refused what it was asked about {name!r}: {refused.text}")
+
+
+_CONFIRMS = frozenset((wire.BASIC_ACK, wire.BASIC_NACK, wire.BASIC_RETURN))
+_NOTE = wire.properties({}, content_type="application/json", content_encoding="utf-8", priority=0, correlation_id="")
