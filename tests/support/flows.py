@@ -126,3 +126,47 @@ def nested(label: str) -> Any:
         ],
         chord([step.s(label=f"{label}.d{n}") for n in range(2)], step.s(label=f"{label}.end")),
     )
+
+
+# -- a process that dies at the N-th thing it asks of the engine ------------------------------------------------------------
+
+
+def die_at_the_operation_that_the_test_names() -> None:
+    """The file `kill` says `<run> <number> before|after`: the process that makes that operation dies, once in each run, and leaves a file `met-<run>`."""
+    from pathlib import Path
+
+    from celeriac.engines import open_engine
+    from celeriac.testing.faulty import FaultyEngine
+
+    here = Path(__file__).parent
+
+    class Deadly(FaultyEngine):
+        run = ""
+
+        def _operate(self, verb: str, operation: Any, *, undo: Any = None) -> Any:
+            if verb in ("wait", "heartbeat", "now") or os.getpid() == os.getsid(0):
+                return operation()
+            try:
+                run, number, when = (here / "kill").read_text().split()
+            except (FileNotFoundError, ValueError):
+                return operation()
+            if run != self.run:
+                self.run, self.operations = run, 0
+            self.operations += 1
+            if self.operations != int(number):
+                return operation()
+            try:
+                os.close(os.open(here / f"met-{run}", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return operation()
+            if when == "after":
+                operation()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    settings = app.settings
+    options = settings.broker_transport_options
+    app._broker = Deadly(open_engine(settings.broker_url, result_expires=settings.result_expires, **options), fail_at=0)
+
+
+if "FLOWS_KILL" in os.environ:
+    die_at_the_operation_that_the_test_names()
