@@ -566,8 +566,8 @@ class MemoryEngine:
             self._move(row, item, now)
         if settlement.record is not None:
             self._store(settlement.record, item.record, now)
-        for record in settlement.more_records:
-            self._store(record, _encode(record), now)
+        for record, body in zip(settlement.more_records, item.more_records, strict=True):
+            self._store(record, body, now)
         for join, then in item.opens:
             self._publish_all(self._open(join, then, now), now)
         for id, more in settlement.enlarges.items():
@@ -815,12 +815,13 @@ class MemoryEngine:
 class _Prepared:
     """A settlement with everything encoded that it wants stored, before anything is changed."""
 
-    __slots__ = ("arrival", "follow_ups", "message", "opens", "record", "settlement")
+    __slots__ = ("arrival", "follow_ups", "message", "more_records", "opens", "record", "settlement")
 
     def __init__(self, settlement: Settlement) -> None:
         self.settlement = settlement
         self.message = _encode(settlement.message) if settlement.message is not None else b""
         self.record = _encode(settlement.record) if settlement.record is not None else b""
+        self.more_records = [_encode(record) for record in settlement.more_records]
         self.follow_ups = _encoded(settlement.follow_ups)
         self.opens = [(join, _encoded(join.then)) for join in settlement.opens]
         self.arrival = _encode(settlement.arrival) if settlement.arrival is not None else b""

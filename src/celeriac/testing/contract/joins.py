@@ -261,6 +261,14 @@ class Joins(JoinTests):
         assert {arrived.task_id for arrived in engine.arrivals("j")} == {"é"}
         assert bodies(engine) == ["j-body"]
 
+    def test_indexes_may_be_large_and_far_apart(self, engine: Engine) -> None:
+        """Those of members that are added later; a double holds them exactly."""
+        indexes = [2**52, 0, 2**40 + 1, 2**52 - 1]
+        engine.publish([message(f"m{index}", join="j", join_index=index) for index in indexes], joins=[join(size=4)])
+        engine.settle([ended(delivery) for delivery in take(engine, start(engine))])
+        assert [arrived.index for arrived in engine.arrivals("j")] == sorted(indexes)
+        assert bodies(engine) == ["j-body"]
+
     def test_failed_ones_count_too(self, engine: Engine) -> None:
         engine.publish(members(4), joins=[join(size=4)])
         first, second, third, fourth = take(engine, start(engine))
@@ -624,6 +632,17 @@ class Joins(JoinTests):
         engine.settle([ended(take_one(engine, holder))])
         assert bodies(engine) == ["j-body"]
         assert len(engine.arrivals("j")) == 1
+
+    def test_a_body_that_has_read_the_results_may_leave_and_wait_again(self, engine: Engine) -> None:
+        """Its retry bears them as arguments."""
+        engine.publish(members(1), joins=[join(size=1)])
+        holder = start(engine)
+        engine.settle([ended(take_one(engine, holder))])
+        delivery = take_one(engine, holder, "bodies")
+        retried = message("j-body", queue="bodies", retries=1, argsrepr="('result of j-0',)")
+        engine.settle([settlement(delivery, Verdict.RETRY, message=retried, leaves="j")])
+        assert engine.joins(["j"]) == {}
+        assert take_one(engine, holder, "bodies").message == retried
 
     def test_a_body_may_be_a_member_of_an_outer_join(self, engine: Engine) -> None:
         """A chord in a chord: it leaves the inner one and arrives at the outer one in one step."""

@@ -10,7 +10,7 @@ from msgspec import Raw
 from ...contracts.engine import Engine
 from ...core.message import Settlement, Verdict
 from ..clock import FakeClock
-from .harness import EngineTests, ids, message, messages, record, settlement, start, state_of, take, take_one
+from .harness import DEADLINE_SECONDS, EngineTests, ids, message, messages, record, settlement, start, state_of, take, take_one
 
 
 class Settling(EngineTests):
@@ -63,6 +63,45 @@ class Settling(EngineTests):
         assert engine.fetch(["m"]) == {}
         assert engine.find(["n", "bad"]) == {}
         assert engine.settle([settlement(delivery)]) == []
+
+    # -- results of others -----------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("verdict", [Verdict.DONE, Verdict.DEAD, Verdict.RETRY])
+    def test_results_of_others_are_stored_in_the_same_step(self, engine: Engine, other: Engine, verdict: Verdict) -> None:
+        """A step of a chain fails; those after it will never come."""
+        engine.publish([message("m")])
+        delivery = take_one(engine, start(engine))
+        others = [record(f"é{number}", "FAILURE", result=Raw(b'{"exc_type":"ValueError"}')) for number in range(3)]
+        subscription = other.subscribe(["é2"])
+        assert engine.settle([settlement(delivery, verdict, reason="x", record=record("m", "FAILURE"), more_records=others)]) == []
+        assert subscription.changed(DEADLINE_SECONDS) is True
+        subscription.close()
+        assert {id: found.status for id, found in other.fetch(["m", "é0", "é1", "é2"]).items()} == dict.fromkeys(
+            ["m", "é0", "é1", "é2"], "FAILURE"
+        )
+        assert bytes(other.fetch(["é1"])["é1"].result) == b'{"exc_type":"ValueError"}'
+
+    def test_of_results_of_others_a_ready_one_stays(self, engine: Engine) -> None:
+        engine.publish(messages(2))
+        engine.store([record("n", "SUCCESS")])
+        first, second = take(engine, start(engine))
+        assert engine.settle([settlement(first, more_records=[record("n", "PENDING"), record("o", "PENDING")])]) == []
+        assert {id: found.status for id, found in engine.fetch(["n", "o"]).items()} == {"n": "SUCCESS", "o": "PENDING"}
+        assert engine.settle([settlement(second, more_records=[record("n", "FAILURE")])]) == []
+        assert engine.fetch(["n"])["n"].status == "FAILURE"
+
+    def test_results_of_others_without_a_lease(self, engine: Engine) -> None:
+        outcome = Settlement(id="m", verdict=Verdict.DONE, lease=None, more_records=[record("n")])
+        assert engine.settle([outcome]) == []
+        assert engine.fetch(["m", "n"]).keys() == {"n"}
+
+    def test_a_refused_one_stores_no_results_of_others(self, engine: Engine) -> None:
+        engine.publish(messages(2))
+        stale, fresh = take(engine, start(engine))
+        engine.settle([settlement(stale, Verdict.RELEASED)])
+        attempts = [settlement(delivery, more_records=[record(f"of {delivery.id}")]) for delivery in (stale, fresh)]
+        assert engine.settle(attempts) == ["m0"]
+        assert engine.fetch(["of m0", "of m1"]).keys() == {"of m1"}
 
     # -- acknowledged before it ran --------------------------------------------------------------------------------------
 
