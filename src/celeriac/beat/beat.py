@@ -9,7 +9,9 @@ claim that came too late, because another beat made it or somebody changed the e
 from __future__ import annotations
 
 import logging
-import threading
+import os
+import select
+import signal
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -45,6 +47,25 @@ PRUNE_EVERY_SECONDS = 60.0
 PRUNE_LIMIT = 5000
 
 
+def run_beat(app: Celeriac, *, max_interval_seconds: float | None = None, embedded: bool = False) -> int:
+    """Runs a beat until it is told to stop: TERM, INT or QUIT. Returns the exit code of the program.
+
+    Raises: ImproperlyConfigured: an entry of the settings makes no sense, or the engine keeps no schedules.
+    """
+    beat = Beat(app, max_interval_seconds=max_interval_seconds)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, lambda *_: beat.stop())
+    if embedded:
+        events.beat_embedded_init.send(sender=beat)
+    logger.info("beat: Starting...")
+    try:
+        beat.run()
+    finally:
+        app.close()
+    logger.info("beat: Stopped.")
+    return 0
+
+
 class Beat:
     """One beat of an app. `run` until `stop`."""
 
@@ -54,7 +75,9 @@ class Beat:
         self.producer = app.producer
         wanted = max_interval_seconds or app.conf.beat_max_loop_interval or LOOK_SECONDS
         self.max_interval_seconds = min(wanted, MOST_SECONDS)
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._alarm: tuple[int, int] | None = None
+        """A pipe that `run` sleeps on: a signal handler may write to it at any moment, as it may not to a lock."""
         self._trouble = Trouble(logger, "The engine")
         self._own: dict[str, Any] = {}
         self._begun = False
@@ -67,20 +90,28 @@ class Beat:
 
     def run(self) -> None:
         """Until `stop`. An engine that is away is waited for."""
-        while not self._stopped.is_set():
-            try:
-                self.begin()
-                pause = self.tick()
-                self._trouble.over()
-            except (EngineUnavailable, EnqueueError, OSError) as problem:
-                self._trouble.seen(problem)
-                pause = self.max_interval_seconds
-            if pause > 0:
-                self._stopped.wait(pause)
+        self._alarm = os.pipe()
+        try:
+            while not self._stopped:
+                try:
+                    self.begin()
+                    pause = self.tick()
+                    self._trouble.over()
+                except (EngineUnavailable, EnqueueError, OSError) as problem:
+                    self._trouble.seen(problem)
+                    pause = self.max_interval_seconds
+                if pause > 0:
+                    select.select([self._alarm[0]], (), (), pause)
+        finally:
+            alarm, self._alarm = self._alarm, None
+            for end in alarm:
+                os.close(end)
 
     def stop(self) -> None:
         """Ends `run` after the step it is at. May be called by a signal handler, and from any thread."""
-        self._stopped.set()
+        self._stopped = True
+        if self._alarm is not None:
+            os.write(self._alarm[1], b"!")
 
     def begin(self) -> None:
         """Once: the entries of the settings are in the engine afterwards."""

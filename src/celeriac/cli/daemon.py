@@ -212,6 +212,14 @@ def _read_all(descriptor: int) -> bytes:
     return b"".join(parts)
 
 
+def check_writable(logfile: str) -> None:
+    """Ends the command when this log file cannot be written."""
+    try:
+        os.close(os.open(logfile, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+    except OSError as problem:
+        raise exits.CommandFailed(f"Cannot write the log file {logfile}: {problem.strerror}.", exits.CANNOT_CREATE) from None
+
+
 # -- users ----------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "worker": (".worker", "Start a worker."),
+    "beat": (".beat", "Start a beat: send what is scheduled."),
+    "schedule": (".schedule", "What is scheduled: list, add, pause, preview, history, …"),
     "status": (".remote", "Which workers are online."),
     "inspect": (".remote", "Ask workers: active, stats, registered, …"),
     "control": (".remote", "Tell workers: revoke, rate_limit, pool_grow, shutdown, …"),
@@ -34,7 +36,6 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 where the name means something in Python."""
 
 _LATER = {
-    "beat": "This version has no beat.",
     "events": "This version has no event monitor; `celeriac list` and `celeriac inspect active` show what goes on.",
     "multi": "This version has no `multi`: start each worker with `worker --detach --pidfile=/run/%n.pid -n NAME@%h`.",
     "migrate": "This version does not move messages between engines.",

@@ -149,7 +149,7 @@ def queues(ctx: click.Context) -> None:
 @click.pass_obj
 def pause(session: Session, names: Sequence[str], by: str | None) -> None:
     """Let nothing more be taken from these queues, until `resume`. Tasks may still be sent. Lasts over restarts."""
-    session.app.broker.pause(names, by=by or _person())
+    session.app.broker.pause(names, by=by or person())
     _say_depths_of(session, names, "is paused")
 
 
@@ -172,7 +172,8 @@ def _say_depths_of(session: Session, names: Sequence[str], what: str) -> None:
         session.say(f"Queue '{name}' {what} ({plural(depth.ready + depth.scheduled, 'task')} waiting).")
 
 
-def _person() -> str:
+def person() -> str:
+    """Who acts at this terminal."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

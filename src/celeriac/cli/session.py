@@ -169,6 +169,6 @@ def _is_number(text: str) -> bool:
     return text == "" or text.lstrip("-").isdigit()
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 node`, `2 nodes`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """`1 node`, `2 nodes`; `2 entries`, when the plural is another word."""
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"

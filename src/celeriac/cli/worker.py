@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from .session import Session
 
 if TYPE_CHECKING:
     from ..app import Celeriac
+    from ..worker.companion import Companion
 
 _POOLS = ("prefork", "threads", "solo", "gevent", "eventlet", "asyncio", "processes", "thread")
 _POOL_NAMES = {"processes": "prefork", "thread": "threads"}
@@ -33,6 +33,8 @@ _WITHOUT_MEANING = {
     "without_heartbeat": "--without-heartbeat: the heartbeat renews the leases of tasks and stays on.",
     "heartbeat_interval": "--heartbeat-interval: set by the lease of the engine, not by this flag.",
     "executable": "--executable: the worker forks itself; no other program is started.",
+    "schedule_filename": "-s: where the schedule stands is kept in the engine; no file is needed.",
+    "scheduler": "--scheduler: beat keeps its entries in the engine; no other scheduler is used.",
 }
 """Flags of Celery's that are accepted, with one line that says why they do nothing."""
 
@@ -110,7 +112,7 @@ worker_soft_shutdown_timeout); twice: give back what runs, now; QUIT: at once.
 @click.option("-E", "--task-events", "--events", is_flag=True, help="Tell of each task's life, for monitors.")
 @click.option("--purge", "--discard", is_flag=True, help="Throw away all waiting tasks of these queues first. There is no undo.")
 @click.option("--reload", is_flag=True, help="For development: restart when a source file changes.")
-@click.option("-B", "--beat", is_flag=True, help="Not there yet.")
+@click.option("-B", "--beat", is_flag=True, help="Send what is scheduled, too. Any number of workers may.")
 @click.option("-s", "--schedule-filename", "--schedule", hidden=True)
 @click.option("--scheduler", hidden=True)
 @click.option("-D", "--detach", is_flag=True, help="Run in the background.")
@@ -130,8 +132,6 @@ worker_soft_shutdown_timeout); twice: give back what runs, now; QUIT: at once.
 @click.pass_obj
 def worker(session: Session, /, **given: Any) -> None:
     """Start a worker: it takes tasks from the queues and runs them until it is told to stop."""
-    if given["beat"] or given["scheduler"] or given["schedule_filename"]:
-        raise exits.CommandFailed("-B: this version has no beat, so nothing would be scheduled. Start the worker without it.", exits.USAGE)
     if given["pool"] == "custom":
         raise exits.CommandFailed(f"-P custom: pools cannot be added here; there are {', '.join(_POOLS[:6])}.", exits.USAGE)
     for name, remark in _WITHOUT_MEANING.items():
@@ -179,7 +179,7 @@ def _start(session: Session, given: dict[str, Any], node: str, background: daemo
     with daemon.pidfile(daemon.expand(given["pidfile"], node)):
         daemon.become(given["uid"], given["gid"])
         if logfile is not None:
-            _check_writable(logfile)
+            daemon.check_writable(logfile)
         app = session.app_including(given["include"] or [])
         # Receivers may change settings for this one worker, so this comes before anything is read from them.
         events.celeryd_init.send(sender=node, instance=None, conf=app.conf, options=given)
@@ -191,7 +191,15 @@ def _start(session: Session, given: dict[str, Any], node: str, background: daemo
         background.settled(logfile)
         from ..worker.supervisor import run_worker
 
-        return run_worker(app, options)
+        return run_worker(app, options, _companions(app) if options.beat else ())
+
+
+def _companions(app: Celeriac) -> list[Companion]:
+    from ..beat.beat import run_beat
+    from ..worker.companion import Companion
+
+    app.schedule_store  # noqa: B018  # an engine that keeps no schedules is to be heard of now
+    return [Companion("beat", lambda: run_beat(app, embedded=True))]
 
 
 def _options(session: Session, app: Celeriac, given: dict[str, Any], node: str, logfile: str | None) -> WorkerOptions:
@@ -214,7 +222,7 @@ def _options(session: Session, app: Celeriac, given: dict[str, Any], node: str, 
         logfile=logfile,
         purge=given["purge"],
         task_events=given["task_events"],
-        beat=False,
+        beat=given["beat"],
         include=given["include"] or [],
         soft_shutdown_timeout=given["soft_shutdown_timeout"],
     )
@@ -231,10 +239,3 @@ def _print_banner(session: Session, app: Celeriac, options: WorkerOptions) -> No
             session.remark(remark)
     except OSError:
         pass  # A full disk or a closed terminal is no reason not to work.
-
-
-def _check_writable(logfile: str) -> None:
-    try:
-        os.close(os.open(logfile, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
-    except OSError as problem:
-        raise exits.CommandFailed(f"Cannot write the log file {logfile}: {problem.strerror}.", exits.CANNOT_CREATE) from None

@@ -273,6 +273,30 @@ class Entries:
         self.keep(entry, when)
         return self.get(name)
 
+    def change(self, name: str, **given: Any) -> EntryState:
+        """Changes what is given of a stored entry, in the words of `put`: `change("nightly", overlap="skip", args=(2,))`."""
+        entry = self.get(name).entry
+        if entry is None:
+            raise ValueError(f"Entry {name!r} cannot be read, so it cannot be changed in parts. Put it anew.")
+        spec = {
+            "schedule": given["schedule"] if "schedule" in given else self.schedule_of(entry),
+            "task": entry.task,
+            "args": decode_value(entry.args),
+            "kwargs": decode_value(entry.kwargs),
+            "options": decode_value(entry.options),
+            "misfire": entry.misfire,
+            "misfire_window": entry.misfire_window_seconds,
+            "misfire_grace": entry.misfire_grace_seconds,
+            "overlap": entry.overlap,
+            "jitter": entry.jitter_seconds,
+            "starts_at": entry.starts_at,
+            "ends_at": entry.ends_at,
+            "max_runs": entry.max_runs,
+            "expires": entry.expires_seconds,
+            "description": entry.description,
+        }
+        return self.put(name, **{**spec, **given})
+
     def keep(self, entry: Entry, schedule: Any) -> None:
         """Stores an entry that is made already."""
         known = self.store.entries([entry.name])

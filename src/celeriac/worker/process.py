@@ -181,7 +181,7 @@ def serve_and_exit(app: Celeriac, plan: Plan, page: Page, control: int) -> NoRet
 
 def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
     """The life of a child process. Returns its exit code."""
-    _die_with(plan.supervisor_pid)
+    die_with(plan.supervisor_pid)
     _be_a_child()
     name_process(f"ForkPoolWorker-{plan.process}")
     random.seed()
@@ -263,7 +263,7 @@ def _be_nobodys_child() -> None:
     _let_signals_through()
 
 
-def _die_with(supervisor_pid: int) -> None:
+def die_with(supervisor_pid: int) -> None:
     """Asks the kernel (Linux) to kill this process with its supervisor; elsewhere the loop looks before each task."""
     try:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

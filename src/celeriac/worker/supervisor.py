@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from ..contracts.mailbox import Letter, Node
 from ..core import events
 from ..core.errors import EngineUnavailable, ImproperlyConfigured
 from ..core.trouble import Trouble
+from .companion import Companion
 from .leases import NodeLease, this_boot, this_host
 from .limits import watch
 from .logs import setup_logging
@@ -58,8 +60,8 @@ EXIT_RESTART = 75
 """`run_worker` was asked (SIGHUP) to begin again as a fresh program."""
 
 
-def run_worker(app: Celeriac, options: WorkerOptions) -> int:
-    """Runs a worker until it is told to stop. Returns the exit code of the program.
+def run_worker(app: Celeriac, options: WorkerOptions, companions: Sequence[Companion] = ()) -> int:
+    """Runs a worker, and its companions beside it, until it is told to stop. Returns the exit code of the program.
 
     Raises: ImproperlyConfigured: an option or a setting makes no sense.
             EngineUnavailable: the engine cannot be used at the start.
@@ -69,7 +71,7 @@ def run_worker(app: Celeriac, options: WorkerOptions) -> int:
 
         return run_reloading()
     setup_logging(app, options.loglevel, options.logfile)
-    code = Supervisor(app, options).run()
+    code = Supervisor(app, options, companions).run()
     if code == EXIT_RESTART:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return code
@@ -78,7 +80,7 @@ def run_worker(app: Celeriac, options: WorkerOptions) -> int:
 class Supervisor:
     """One worker: a node with its processes."""
 
-    def __init__(self, app: Celeriac, options: WorkerOptions) -> None:
+    def __init__(self, app: Celeriac, options: WorkerOptions, companions: Sequence[Companion] = ()) -> None:
         if options.pool not in POOLS:
             raise ImproperlyConfigured(f"Unknown pool {options.pool!r}; there are {', '.join(POOLS)}.")
         check_installed(options.pool)
@@ -136,6 +138,7 @@ class Supervisor:
             raise ImproperlyConfigured("Spawned processes have to find the app again: start the worker with -A.")
         self.max_memory_bytes = 1024 * (options.max_memory_per_child or conf.worker_max_memory_per_child or 0)
         self.processes: dict[int, Process] = {}
+        self.companions = companions
         self.unrecovered: list[Process] = []
         self.trouble = Trouble(logger, "The engine")
         self.upkeep = Upkeep(app.backend)
@@ -168,6 +171,8 @@ class Supervisor:
                 self._tick()
         finally:
             self._kill_all()
+            for companion in self.companions:
+                companion.end()
             self.lease.end()
             os.close(self.plan.rates_fd)
             events.worker_shutdown.send(sender=self)
@@ -200,6 +205,8 @@ class Supervisor:
             self._bury_the_dead()
             if not self._stops:
                 self._start_missing()
+                for companion in self.companions:
+                    companion.watch()
                 self.upkeep.run()
                 self._scale()
             self.trouble.over()
@@ -339,6 +346,8 @@ class Supervisor:
         if not self._stops:
             return False
         self._announce_stop()
+        for companion in self.companions:
+            companion.stop()
         for process in self.processes.values():
             if not process.draining:
                 process.drain()

@@ -23,7 +23,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[WorkerOptions]]:
     """The options of each worker that was run."""
     seen: list[WorkerOptions] = []
     module: Any = ModuleType("celeriac.worker.supervisor")
-    module.run_worker = lambda app, options: seen.append(options) or 0
+    module.run_worker = lambda app, options, companions=(): seen.append(options) or 0
     monkeypatch.setitem(sys.modules, "celeriac.worker.supervisor", module)
     yield seen
 
@@ -101,7 +101,13 @@ def test_flags_without_meaning_are_accepted_with_a_line_each(project: Path, run:
     assert run("-q", "-A", "proj", "worker", *flags.split()).output == ""
 
 
-@pytest.mark.parametrize("flags", ["-B", "--beat", "--scheduler x", "-P custom", "--reload --detach"])
+def test_a_worker_may_be_a_beat_too(project: Path, run: Run, started: list[WorkerOptions]) -> None:
+    result = run("-A", "proj", "worker", *"-B -s schedule --scheduler some.where:Scheduler".split())
+    assert (result.exit_code, started[0].beat) == (0, True)
+    assert "no file is needed" in result.stderr and "no other scheduler is used" in result.stderr
+
+
+@pytest.mark.parametrize("flags", ["-P custom", "--reload --detach"])
 def test_what_is_not_there_is_refused_in_one_line(project: Path, run: Run, started: list[WorkerOptions], flags: str) -> None:
     result = run("-A", "proj", "worker", *flags.split())
     assert (result.exit_code, started) == (64, [])
