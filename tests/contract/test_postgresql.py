@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,20 +17,20 @@ from celeriac.core.clock import SYSTEM_CLOCK, Clock
 from celeriac.engines.postgresql import PostgreSQLEngine
 from celeriac.testing.contract import EngineContract, EngineMaker
 from celeriac.testing.contract.harness import eventually
-from tests.support.postgresql import SessionServer
+from tests.support.postgresql import Bouncer, SessionServer, bouncer_program, missing
 
 
 class PostgreSQLMaker:
     capabilities = PostgreSQLEngine.capabilities
 
     def __init__(self, url: str, **options: Any) -> None:
-        self.url = url
+        self.url = self.engine_url = url
         self.options = options
         self.schema = f"celeriac_{uuid.uuid4().hex}"
 
     def __call__(self, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Engine:
-        mark = "&" if "?" in self.url else "?"
-        url = f"{self.url}{mark}application_name={self.schema[:30]}_{os.getpid()}"
+        mark = "&" if "?" in self.engine_url else "?"
+        url = f"{self.engine_url}{mark}application_name={self.schema[:30]}_{os.getpid()}"
         return PostgreSQLEngine(url, clock=clock, schema=self.schema, **self.options, **options)
 
     def corrupt(self, engine: Engine, id: str) -> None:
@@ -74,3 +77,63 @@ class TestPostgreSQLEngine(EngineContract):
         maker = PostgreSQLMaker(server.url())
         yield maker
         maker.drop()
+
+
+class BouncedMaker(PostgreSQLMaker):
+    """Engines whose statements go through PgBouncer in transaction mode; the rest of the tests does not."""
+
+    def __init__(self, url: str, bouncer: Bouncer) -> None:
+        super().__init__(url, listen=False, prepare=False, poll_seconds=0.01)
+        self.engine_url = bouncer.url
+        self.bouncer = bouncer
+
+    def after_kill(self) -> None:
+        """PgBouncer goes on with what it had been given whole."""
+        prefix = f"{self.schema[:30]}_"
+
+        def gone() -> bool:
+            pids = [int(name.removeprefix(prefix)) for name in self.bouncer.clients() if name.startswith(prefix)]
+            return all(os.path.exists(f"/proc/{pid}") for pid in pids) and not self.busy_sessions()
+
+        eventually(gone)
+
+    def busy_sessions(self) -> int:
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, %s) AND state <> 'idle'"
+            (row,) = connection.execute(sql, (f"{self.schema[:30]}_",)).fetchall()
+            return int(row[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which only open engines."""
+        return {**vars(self), "bouncer": None}
+
+
+@pytest.fixture(scope="module")
+def bouncer(server: SessionServer) -> Iterator[Bouncer]:
+    if bouncer_program() is None:
+        missing("PgBouncer is not installed (apt-get install pgbouncer)")
+    directory = Path(tempfile.mkdtemp(prefix="celeriac-pgbouncer-"))
+    directory.chmod(0o755)
+    bouncer = Bouncer(directory, server.url())
+    bouncer.start()
+    yield bouncer
+    bouncer.stop()
+    shutil.rmtree(directory)
+
+
+class TestPostgreSQLThroughPgBouncer(EngineContract):
+    """In transaction mode there is no LISTEN, and no statement is prepared: whoever waits looks again and again."""
+
+    @pytest.fixture
+    def make_engine(self, server: SessionServer, bouncer: Bouncer) -> Iterator[EngineMaker]:
+        maker = BouncedMaker(server.url(), bouncer)
+        yield maker
+        maker.drop()
+
+    def test_nothing_remains_of_a_closed_one(self, make_engine: EngineMaker) -> None:  # type: ignore[override]
+        """A subscription looks in a thread of its own, for which the pool may grow; here it may not."""
+        engine = make_engine(pool_size=1)
+        super().test_nothing_remains_of_a_closed_one(engine)
+        engine.close()

@@ -298,35 +298,55 @@ class PollingSubscription:
         self._database = database
         self._poll_seconds = poll_seconds
         self._ids = texts(ids)
+        self._lock = threading.Lock()
         self._version = self._look()
+        self._closed = threading.Event()
         self._pipe: tuple[int, int] | None = None
+        self._looker: threading.Thread | None = None
 
     def fileno(self) -> int:
-        # Always readable: its owner asks `changed` in a loop, which is all that can be done here.
+        """Of a pipe that a thread writes to: an event loop cannot look by itself."""
         if self._pipe is None:
-            self._pipe = os.pipe()
-            os.write(self._pipe[1], b"!")
+            self._pipe = _pipe()
+            self._looker = threading.Thread(target=self._look_for_others, name="celeriac-look", daemon=True)
+            self._looker.start()
         return self._pipe[0]
 
     def changed(self, timeout_seconds: float = 0.0) -> bool:
         deadline = time.monotonic() + timeout_seconds
         while True:
-            before, self._version = self._version, self._look()
+            with self._lock:
+                before, self._version = self._version, self._look()
+                if self._pipe is not None:
+                    with suppress(BlockingIOError):
+                        os.read(self._pipe[0], 4096)
             if self._version != before:
                 return True
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or self._closed.is_set():
                 return False
             time.sleep(min(left, self._poll_seconds))
 
     def close(self) -> None:
+        self._closed.set()
+        looker, self._looker = self._looker, None
+        if looker is not None:
+            looker.join()
         pipe, self._pipe = self._pipe, None
         for descriptor in pipe or ():
             os.close(descriptor)
 
-    def __del__(self) -> None:
-        if getattr(self, "_pipe", None) is not None:
-            self.close()
+    def _look_for_others(self) -> None:
+        assert self._pipe is not None
+        while not self._closed.wait(self._poll_seconds):
+            with self._lock:
+                try:
+                    news = self._look() != self._version
+                except EngineUnavailable:
+                    news = True  # for who asks then to see
+                if news:
+                    with suppress(BlockingIOError):
+                        os.write(self._pipe[1], b"!")
 
     def _look(self) -> list[tuple[Any, ...]]:
         return self._database.rows(RESULTS_VERSION, (self._ids,))
