@@ -336,7 +336,13 @@ class Server:
                 break
             try:
                 link = self._connect_to(address, seconds, self.place.connection_options)
-            except (OSError, _RedisError) as error:
+                if "password" not in self.place.connection_options:
+                    # A server that wants one closes the connection at the first long request, and its answer may be lost with it.
+                    answer = link.ask(command(b"PING"), deadline)
+                    if isinstance(answer, Exception) and _code(answer) == "NOAUTH":
+                        link.close()
+                        raise answer
+            except (OSError, _RedisError, ServerError) as error:
                 code = _code(error)
                 if code in ("NOAUTH", "WRONGPASS", "NOPERM", "LOADING", "MASTERDOWN") and not self.place.cluster:
                     self._breaker.answered()
@@ -431,9 +437,11 @@ class Server:
 class Subscription:
     """A connection of our own while it lasts; it goes back to the others afterwards."""
 
-    def __init__(self, server: Server, channels: list[bytes], seconds: float) -> None:
+    def __init__(self, server: Server, channels: list[bytes], seconds: float, hear: Callable[[dict[bytes, bytes]], object]) -> None:
+        """`hear` gets what was told: channel → text."""
         self._server = server
         self._channels = channels
+        self._hear = hear
         self._seconds = seconds
         self._closed = False
         self._link = self._begin()
@@ -447,7 +455,9 @@ class Subscription:
         while True:
             try:
                 frames = self._link.drain()
-                if any(frame[0] == b"message" for frame in frames if isinstance(frame, list)):
+                told = {frame[1]: frame[2] for frame in frames if isinstance(frame, list) and frame[0] == b"message"}
+                if told:
+                    self._hear(told)
                     return True
                 now = time.monotonic()
                 if frames:

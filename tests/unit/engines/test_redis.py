@@ -530,3 +530,22 @@ def test_a_unix_socket(servers: Servers) -> None:
     engine.publish([message("a")])
     assert engine.depth()["celery"].ready == 1
     engine.close()
+
+
+def test_the_news_of_a_result_bears_it_but_only_once(engine: RedisEngine, client: Any) -> None:
+    engine.subscribe(["other"]).close()
+    subscription = engine.subscribe(["m"])
+    try:
+        assert engine.fetch(["m"]) == {}
+        # As another process does.
+        with closing(RedisEngine(engine.url, key_prefix=engine._results.decode().removesuffix("celery-task-meta-"))) as other:
+            other.store([Record(task_id="m", status="SUCCESS", result=Raw(b"1"))])
+        until(lambda: subscription.changed(0.1))
+        calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        assert bytes(engine.fetch(["m"])["m"].result) == b"1"
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == calls
+        client.delete(engine._results.decode() + "m")
+        assert engine.fetch(["m"]) == {}
+        assert engine.fetch(["m", "n"]) == {}
+    finally:
+        subscription.close()
