@@ -193,12 +193,14 @@ class chord(Workflow):
             return super()._send(plan, place, args, kwargs)
         sent = chord([], self._normal_body(plan.fresh_id, None), app=self._app)
         sent.options["task_id"] = self.options.get("task_id") or plan.fresh_id()
-        results = []
-        for index, member in enumerate(self._header()._members(plan.fresh_id, each_one=True)):  # one by one, as in a group
-            if not index:
-                sent._write_join(plan, place, member, count)
-            member._write(plan, sent._place_of(place, index), args, kwargs)
-            results.append(member._result())
+        results = self._header()._send_members(
+            plan,
+            lambda index: sent._place_of(place, index),
+            args,
+            kwargs,
+            each_one=True,
+            begin=lambda first: sent._write_join(plan, place, first, count),
+        )
         return sent, sent.body._result(GroupResult(sent.options["task_id"], results, app=self._known_app()))
 
     def _write_join(self, plan: Plan, place: Place, first: Signature[Any], count: int) -> None:

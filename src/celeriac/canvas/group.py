@@ -7,18 +7,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Any
 
 from ..tasks.groups import GroupResult
 from ..tasks.plan import Place
+from ..tasks.result import AsyncResult
 from ..tasks.signature import Signature, signature_of
 from .workflow import Fresh, Workflow, revived
 
 if TYPE_CHECKING:
     from ..tasks.plan import Plan
-    from ..tasks.result import AsyncResult
 
 __all__ = ["group"]
 
@@ -97,15 +97,18 @@ class group(Workflow):
 
     def _members(self, fresh_id: Fresh, *, each_one: bool = False) -> Iterator[Signature[Any]]:
         """The normal forms of its members, one by one. With `each_one`, each ends in one task, whose end is its own."""
-        options = self._own_options()
         for task in spliced(self.tasks):
-            if options or self.args or self.immutable:
-                task = task.clone(() if self.immutable else self.args)
-                task._set_all(options)
-                if self.immutable:
-                    task.set_immutable(True)
-            normal = task._normal(fresh_id)
-            yield as_one(normal, fresh_id) if each_one else normal
+            yield self._member(task, fresh_id, each_one=each_one)
+
+    def _member(self, task: Signature[Any], fresh_id: Fresh, *, each_one: bool) -> Signature[Any]:
+        options = self._own_options()
+        if options or self.args or self.immutable:
+            task = task.clone(() if self.immutable else self.args)
+            task._set_all(options)
+            if self.immutable:
+                task.set_immutable(True)
+        normal = task._normal(fresh_id)
+        return as_one(normal, fresh_id) if each_one else normal
 
     def _normal(self, fresh_id: Fresh, last_id: str | None = None) -> Signature[Any]:
         normal = group(app=self._app)
@@ -127,11 +130,33 @@ class group(Workflow):
     ) -> tuple[Signature[Any], AsyncResult[Any]]:
         sent = group(app=self._app)
         sent.options["task_id"] = self.options.get("task_id") or plan.fresh_id()
-        results = []
-        for index, member in enumerate(self._members(plan.fresh_id)):  # one by one: there may be many, and a copy of each is not needed
-            member._write(plan, sent._place_of(place, index), args, kwargs)
-            results.append(member._result())
+        results = self._send_members(plan, lambda index: sent._place_of(place, index), args, kwargs)
         return sent, GroupResult(sent.options["task_id"], results, app=self._known_app())
+
+    def _send_members(
+        self,
+        plan: Plan,
+        place_of: Callable[[int], Place],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        *,
+        each_one: bool = False,
+        begin: Callable[[Signature[Any]], None] | None = None,
+    ) -> list[AsyncResult[Any]]:
+        """Writes the members one by one: there may be many, and a copy of each is not needed. `begin` is called with the first of them before it is written."""
+        results: list[AsyncResult[Any]] = []
+        plain = not (self._own_options() or self.args or self.immutable)
+        for index, task in enumerate(spliced(self.tasks)):
+            if plain and index and type(task) is Signature and not task["options"]:
+                message = plan.add(task, args, kwargs or {}, place_of(index))
+                results.append(AsyncResult(message.id, app=task._app or (task._type._app if task._type is not None else None)))
+                continue
+            member = self._member(task, plan.fresh_id, each_one=each_one)
+            if begin is not None and not index:
+                begin(member)
+            member._write(plan, place_of(index), args, kwargs)
+            results.append(member._result())
+        return results
 
     def _place_of(self, place: Place, index: int) -> Place:
         return Place(joined=place.joined, group=self.options["task_id"], group_index=index)
@@ -179,6 +204,9 @@ class group(Workflow):
 def spliced(tasks: Any) -> Iterator[Signature[Any]]:
     """These tasks; instead of a group, its members, in its place."""
     for task in tasks:
+        if type(task) is Signature:
+            yield task
+            continue
         task = task._expanded()
         if isinstance(task, group) and not task.options and not task.args and not task.immutable:
             yield from spliced(task.tasks)

@@ -90,7 +90,32 @@ class Plan:
         own_args, own_kwargs = tuple(signature.get("args") or ()), signature.get("kwargs") or {}
         if not immutable:
             own_args, own_kwargs = (*args, *own_args), {**own_kwargs, **kwargs}
-        options = dict(signature.get("options") or {})
+        given = signature.get("options")
+        task = producer.find_task(name)
+        defaults = task.defaults(producer.settings) if task is not None else None
+        if not given and not place.chain and not self.options and defaults is not None and not defaults.has_shadow_name:
+            if self.checks and place.joined is None and defaults.check is not None:
+                defaults.check(*own_args, **own_kwargs)
+            id = self.fresh_id()
+            if self.parent is None and self.root_id is None:
+                self.root_id = id
+            message = producer.member(
+                name,
+                own_args,
+                own_kwargs,
+                defaults,
+                self.parent,
+                id=id,
+                root_id=self.root_id if self.parent is None else self.parent.root_id,
+                group=place.group,
+                group_index=place.group_index,
+                join=place.join,
+                join_index=place.join_index,
+                joined=place.joined,
+                immutable=immutable and place.joined is not None,
+            )
+            return self._added(message)
+        options = dict(given or {})
         options.pop("chord", None)
         if self.options:
             options |= self.options
@@ -102,9 +127,7 @@ class Plan:
             options["task_id"] = self.fresh_id()
         if self.parent is None and not options.get("root_id"):
             self.root_id = options["root_id"] = self.root_id or options["task_id"]
-        task = producer.find_task(name)
-        if task is not None:
-            defaults = task.defaults(producer.settings)
+        if task is not None and defaults is not None:
             if self.checks and place.joined is None and defaults.check is not None:
                 defaults.check(*own_args, **own_kwargs)
             if defaults.has_shadow_name and not options.get("shadow"):
@@ -118,6 +141,9 @@ class Plan:
                 joined=place.joined,
                 immutable=immutable and place.joined is not None,
             )
+        return self._added(message)
+
+    def _added(self, message: Message) -> Message:
         self.messages.append(message)
         if self.flush is not None and len(self.messages) >= BATCH:
             self.flush(self)

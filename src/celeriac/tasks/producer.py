@@ -66,6 +66,8 @@ OPTIONS = frozenset({
     "content_type", "content_encoding", "expiration", "timeout", "confirm_timeout", "task_type", "chord_size", "visitor",
 })  # fmt: skip
 
+Outbox = Callable[["Sequence[Message]", "Sequence[Join]"], bool]
+
 _NO_OPTIONS: dict[str, Any] = {}
 _REPR_CHARACTERS = 1024
 
@@ -80,6 +82,7 @@ class Producer:
         settings: Settings,
         origin: str | None = None,
         find_task: Callable[[str], Task[..., Any] | None] | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self.broker = broker
         self.router = router
@@ -88,6 +91,8 @@ class Producer:
         """Who sends, in every message; None stands for `gen<pid>@<host>`."""
         self.find_task = find_task or _nothing_known
         """The task of a name, or None when nobody here knows it."""
+        self.outbox = outbox
+        """Asked first, with everything that is to be published: True, and it has taken it and will see to it."""
         self._publish_timeout_seconds = float(settings.broker_publish_timeout)
         self._repr_levels = int(settings.task_repr_maxlevels)
 
@@ -112,7 +117,8 @@ class Producer:
         """
         defaults = task.defaults(self.settings) if task is not None else None
         if not options and defaults is not None:
-            return self._plain_message(task_name, args, kwargs, defaults, parent)
+            id = new_id()
+            return self.member(task_name, args, kwargs, defaults, parent, id=id, root_id=id if parent is None else parent.root_id)
         get = options.get
         if not options.keys() <= OPTIONS:
             _check_options(options)
@@ -183,25 +189,22 @@ class Producer:
             routing_key=route.routing_key,
         )
 
-    def _plain_message(
-        self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any], defaults: Defaults, parent: Request | None
+    def member(
+        self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any], defaults: Defaults, parent: Request | None, **fields: Any
     ) -> Message:
-        """`message` for a call without options: what `delay()` makes."""
+        """`message` for a call without options: what `delay()` makes, and each member of a group. `fields` are the message's id, its root, and its place in a workflow."""
         content_type, body = encode_body(args, kwargs, None, defaults.serializer, accept=self.settings.accept_content)
         route = defaults.route or self._route(task_name, args, kwargs, defaults, _NO_OPTIONS, parent)
         if parent is not None and self.settings.task_inherit_parent_priority:
             route = self._route(task_name, args, kwargs, defaults, _NO_OPTIONS, parent)
-        task_id = new_id()
         expires = defaults.expires
         return Message(
-            id=task_id,
             task=task_name,
             body=body,
             queue=route.queue,
             priority=route.priority,
             content_type=content_type,
             expires=None if expires is None else _expiry_time(expires, time.time()),
-            root_id=task_id if parent is None else parent.root_id,
             parent_id=None if parent is None else parent.id,
             time_limit=defaults.time_limit,
             soft_time_limit=defaults.soft_time_limit,
@@ -211,6 +214,7 @@ class Producer:
             ignore_result=defaults.ignore_result,
             exchange=route.exchange,
             routing_key=route.routing_key,
+            **fields,
         )
 
     def from_signature(
@@ -319,14 +323,17 @@ class Producer:
         joins: Sequence[Join] = (),
         retry: bool | None = None,
         retry_policy: Mapping[str, Any] | None = None,
+        at_once: bool = False,
     ) -> None:
-        """→ the engine, all of them or none, with the joins that they are members of. When it returns, the engine holds them.
+        """→ the engine, all of them or none, with the joins that they are members of. When it returns, the engine holds them, or the outbox does; with `at_once` the outbox is not asked.
 
         An engine that cannot be reached is tried again, as `task_publish_retry_policy` says, but never for longer than `broker_publish_timeout` in all;
         and not at all while it counts as away, after several failures: then this raises at once.
 
         Raises: EnqueueError: none of them is in any queue.
         """
+        if self.outbox is not None and not at_once and self.outbox(messages, joins):
+            return
         if events.before_task_publish.receivers:
             messages = announced(messages, retry_policy)
         started = time.monotonic()

@@ -119,7 +119,7 @@ class Executor:
 
         When it is cancelled, it ends with what `why_cancelled` says; without a reason, CancelledError goes through.
         """
-        from asyncio import CancelledError
+        import asyncio
 
         started_at = datetime.now(UTC)
         try:
@@ -130,7 +130,7 @@ class Executor:
             self.running[delivery.id] = request
             try:
                 outcome = await acall(task, request)
-            except CancelledError:
+            except asyncio.CancelledError:
                 reason = why_cancelled()
                 if reason is None:
                     raise
@@ -191,6 +191,16 @@ class Executor:
         self._log(request, outcome)
         state = outcome.state
         message = request.message
+        if message.join is not None and state == states.SUCCESS and outcome.encoded is not None and not _goes_on(request):
+            return Settlement(  # what most members of a chord come to: `advance` would say the same
+                id=delivery.id,
+                verdict=Verdict.DONE,
+                lease=delivery.lease,
+                receipt=delivery.receipt,
+                record=self._record(task, request, outcome),
+                arrival=arrival(message, outcome.encoded),
+                leaves=message.joined,
+            )
         follows = advance(task, request, outcome, self.producer) if _has_followers(request, outcome) else _NOTHING_FOLLOWS
         verdict, changed = Verdict.DONE, None
         if state == states.RETRY and outcome.retry is not None:
@@ -461,10 +471,13 @@ _NOTHING_FOLLOWS = Advance()
 
 def _has_followers(request: Request, outcome: Outcome) -> bool:
     """Whether anything comes of this task's end but its own record."""
-    if request.message.join is not None or outcome.replaced_by is not None:
-        return True
+    return request.message.join is not None or outcome.replaced_by is not None or _goes_on(request)
+
+
+def _goes_on(request: Request) -> bool:
+    """Whether its message or its run names something that comes after it."""
     get = request.embed.get
-    return bool(get("callbacks") or get("errbacks") or get("chain"))
+    return bool(get("callbacks") or get("errbacks") or get("chain") or request.additions)
 
 
 def _left(message: Message, verdict: Verdict, changed: Message | None) -> str | None:
