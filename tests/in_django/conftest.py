@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.faults.conftest import pytest_collection_modifyitems
 from tests.support.django_project import DjangoProject, MakeDjangoProject
 from tests.support.fixtures import homes
 
-__all__ = ["homes"]
+__all__ = ["homes", "pytest_collection_modifyitems"]
 
 pytest.importorskip("django", reason="Django is not installed in this environment")
 

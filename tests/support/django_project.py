@@ -31,7 +31,7 @@ class DjangoProject:
         done = subprocess.run(
             [sys.executable, "manage.py", *arguments],
             cwd=self.directory,
-            env=self._environment(),
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -46,7 +46,7 @@ class DjangoProject:
         done = subprocess.run(
             [sys.executable, "-c", prelude + source],
             cwd=self.directory,
-            env=self._environment(),
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -62,7 +62,7 @@ class DjangoProject:
             process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=self.directory,
-                env=self._environment(),
+                env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -82,6 +82,10 @@ class DjangoProject:
         """`manage.py celeriac worker …`, ready."""
         return self.start("manage.py", "celeriac", "worker", "-l", "info", *arguments, ready="ready.")
 
+    def log(self) -> str:
+        """What all processes have said so far."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.directory.glob("process-*.log")))
+
     def close(self) -> None:
         for process in self._started:
             if process.poll() is None:
@@ -93,7 +97,8 @@ class DjangoProject:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Of its processes."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "CELERIAC_", "DJANGO_"))}
         return {**kept, "PYTHONPATH": str(SOURCES), "PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -354,6 +354,10 @@ class Settings:
         old="CELERY_TASK_PUBLISH_RETRY_POLICY",
     )
 
+    task_outbox: bool = _setting(
+        _FLAG, True, "Django: what is sent within a transaction of the default database is kept in it, and published after the commit."
+    )
+
     # -- queues
 
     task_default_queue: str = _setting(_TEXT, "celery", "Queue of tasks that nothing else routes.", old="CELERY_DEFAULT_QUEUE")

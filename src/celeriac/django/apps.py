@@ -12,10 +12,11 @@ class CeleriacConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks, workers
+        from . import checks, outbox, workers
         from .project import ensure_app, even_priorities
 
-        ensure_app()
+        app = ensure_app()
         even_priorities()
+        outbox.install(app)
         workers.prepare()
         checks.register()

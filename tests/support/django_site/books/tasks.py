@@ -39,3 +39,8 @@ def speak(language: str, zone: str) -> list:
     translation.activate(language)
     timezone.activate(zone)
     return found
+
+
+@shared_task
+def join(parts: list) -> str:
+    return "".join(parts)
