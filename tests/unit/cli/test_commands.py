@@ -261,8 +261,8 @@ def test_every_command_has_help(run: Run) -> None:
 
 def test_unknown_and_later_commands(run: Run) -> None:
     assert "Did you mean 'worker'?" in run("wroker").stderr
-    later = run("beat")
-    assert later.exit_code == 64 and "no beat" in later.stderr
+    later = run("logtool")
+    assert later.exit_code == 64 and "no log tool" in later.stderr
 
 
 # -- troubles -------------------------------------------------------------------------------------------------------
