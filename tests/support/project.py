@@ -28,7 +28,7 @@ if "PROJ_HOST" in os.environ:  # a worker of another machine, as far as it knows
 if "PROJ_NO_DEATH_SIGNAL" in os.environ:  # a system that does not kill processes with their supervisor
     from celeriac.worker import process
 
-    process._die_with = lambda supervisor_pid: None  # type: ignore[attr-defined]
+    process.die_with = lambda supervisor_pid: None  # type: ignore[attr-defined]
 
 app = Celeriac("proj")
 app.conf.update(json.loads((HERE / "settings.json").read_text()))
