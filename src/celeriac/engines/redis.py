@@ -602,7 +602,8 @@ def _deliveries(reply: Any, node: str) -> list[Delivery]:
         lease = leased.get(process + token)
         if lease is None or lease.token != int(token):
             lease = leased[process + token] = Lease(Holder(node, int(process)), int(token))
-        head, _, text = body.partition(b"\n")
+        # One that somebody else has removed is delivered as undecodable, and so leaves.
+        head, _, text = (body or b"").partition(b"\n")
         queue, crashes, interruptions = _READ.get(head) or _read_head(head)
         error = ""
         message: Message | None
@@ -623,7 +624,7 @@ def _deliveries(reply: Any, node: str) -> list[Delivery]:
                 waiting_since=_since(float(place)),
                 expired=expires is not None and now > expires.timestamp(),
                 revoked=id in revoked,
-                raw_message=b"" if message is not None else text or body,
+                raw_message=b"" if message is not None else text or body or b"",
                 error=error,
             )
         )

@@ -399,11 +399,11 @@ if #slow > 0 and not before then
     if verdict == 'done' then
       call('HDEL', BODY, id)
     elseif verdict == 'retry' then
-      local row = s[7] or {id, queue, priority_of(place), false, false, (call('HGET', BODY, id):gsub('^%d+ %d+ %d+', '0 0 0'))}
+      local row = s[7] or {id, queue, priority_of(place), false, false, ((call('HGET', BODY, id) or ''):gsub('^%d+ %d+ %d+', '0 0 0'))}
       call('HDEL', BODY, id)
       publish(row, token)
     elseif verdict == 'dead' then
-      local text = call('HGET', BODY, id)
+      local text = call('HGET', BODY, id) or ''
       local _, _, _, crashes, interruptions = read_head(text)
       local old = call('HGET', P .. 'dead', id)
       if old then call('ZREM', P .. 'd:' .. open(old)[1], id) end
@@ -413,10 +413,10 @@ if #slow > 0 and not before then
       call('HSETNX', P .. 'queues', queue, '')
       call('HDEL', BODY, id)
     else
-      local text = call('HGET', BODY, id)
+      local text = call('HGET', BODY, id) or ''
       if s[7] then
         queue, place = s[7][2], place % BAND - s[7][3] * BAND
-        text = text:match('^%d+ %d+ %d+') .. s[7][6]:sub(6)
+        text = (text:match('^%d+ %d+ %d+') or '0 0 0') .. s[7][6]:sub(6)
       end
       give_back(id, queue, place, text, verdict == 'crashed', verdict == 'released' and s[6] or 0)
     end

@@ -549,3 +549,18 @@ def test_the_news_of_a_result_bears_it_but_only_once(engine: RedisEngine, client
         assert engine.fetch(["m", "n"]) == {}
     finally:
         subscription.close()
+
+
+def test_a_message_that_somebody_removed_from_under_its_lease_harms_nobody(engine: RedisEngine, client: Any, prefix: str) -> None:
+    engine.publish([message(id) for id in "abcde"])
+    engine.reserve(["celery"], limit=5, holder=HOLDER)
+    client.hdel(f"{prefix}celeriac:body", *"abcd")
+    a, b, c, d, e = engine.held("node")
+    assert (a.message, a.error != "", e.message is not None) == (None, True, True)
+    verdicts = [(a, Verdict.DEAD), (b, Verdict.RETRY), (c, Verdict.RELEASED), (d, Verdict.DONE), (e, Verdict.DONE)]
+    settlements = [Settlement(id=one.id, verdict=verdict, lease=one.lease, receipt=one.receipt, reason="gone") for one, verdict in verdicts]
+    assert engine.settle(settlements) == []
+    again = engine.reserve(["celery"], limit=5, holder=HOLDER)
+    assert [delivery.message for delivery in again] == [None] * len(again)
+    assert engine.settle([Settlement(id=one.id, verdict=Verdict.DEAD, lease=one.lease, reason="gone") for one in again]) == []
+    assert engine.reserve(["celery"], limit=5, holder=HOLDER) == []
