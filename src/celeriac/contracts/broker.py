@@ -42,6 +42,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     nodes of this process hold, and dead letters; a revoked message is told so when it is reserved."""
     own_timers: bool = False
     """Messages that are not due wait by a clock of the server's that nobody can turn."""
+    steps: bool = False
+    """It keeps the steps of tasks, and events that tasks wait for (see contracts/steps.py)."""
     processes: bool = True
     """Several processes can share it."""
     durable: bool = True

@@ -31,7 +31,7 @@ class Waiting(Struct, frozen=True, kw_only=True):
     message: Message | None
     """None when it cannot be decoded."""
     due_at: float | None = None
-    """Seconds since 1970, for scheduled ones."""
+    """Seconds since 1970, for scheduled ones; None for those that wait for an event, however long it takes."""
     waiting_since: float = 0.0
     ahead: int | None = None
     """How many ready ones of the same queue come before it; only `find` counts them."""

@@ -166,6 +166,17 @@ class Verdict(StrEnum):
     """Into the dead letters, with `Settlement.reason`."""
 
 
+class Pause(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a task gives its place back before it has ended: a step of it is a wait."""
+
+    step: str
+    """The name of the step, unique within the task."""
+    event: str | None = None
+    """It waits until this occurs (see contracts/steps.py); None: for time alone."""
+    seconds: float | None = None
+    """And no longer than this; None: as long as it takes."""
+
+
 class Settlement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is to become of one leased message, with all that must happen in the same step."""
 
@@ -180,6 +191,11 @@ class Settlement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     delay_seconds: float = 0.0
     """With RELEASED: not to be reserved again before so long."""
     reason: str = ""
+    pause: Pause | None = None
+    """With RETRY, by an engine that keeps steps: it waits for this, whatever delays its message names. If that step waits already, it goes on waiting until
+    the same moment; if it has an outcome, or its event has occurred, the message is ready at once."""
+    forgets: bool = False
+    """The steps of this task are forgotten in the same step."""
     record: Record | None = None
     """The result to store in the same step; None when there is none, or when the results live in another engine."""
     more_records: list[Record] = []

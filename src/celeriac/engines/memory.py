@@ -17,19 +17,22 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING, Any, assert_never
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
 import msgspec
+from msgspec import Raw
 
 from ..contracts.broker import Capabilities
 from ..contracts.inspect import Depth, Waiting
 from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
+from ..contracts.steps import Step
 from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import NodeLost
-from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
+from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Pause, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
 
 if TYPE_CHECKING:
@@ -134,6 +137,14 @@ class _Storage:
         self.records: dict[str, tuple[bytes, bool, float]] = {}
         """id → record, whether its state is a ready one, when it was stored. The longest stored come first."""
         self.joins: dict[str, _Join] = {}
+        self.steps: dict[str, dict[str, Step]] = {}
+        """task → name → step, in the order in which they were first named."""
+        self.stepped_at: dict[str, float] = {}
+        """task → when a step of it changed last."""
+        self.awaiting: dict[str, dict[str, str]] = {}
+        """event → task → the step that waits for it."""
+        self.events: dict[str, tuple[bytes, float]] = {}
+        """event → its value, and when it occurred last. The longest past come first."""
         self.waiters: list[tuple[frozenset[str], threading.Event]] = []
         self.readers: list[tuple[str, threading.Event]] = []
         self.subscriptions: dict[str, list[_Subscription]] = {}
@@ -145,7 +156,7 @@ _named: WeakValueDictionary[str, _Storage] = WeakValueDictionary()
 class MemoryEngine:
     """The engine of `memory://`."""
 
-    capabilities = Capabilities(engine="memory", schedules=True, processes=False, durable=False)
+    capabilities = Capabilities(engine="memory", schedules=True, steps=True, processes=False, durable=False)
 
     def __init__(
         self,
@@ -303,6 +314,11 @@ class MemoryEngine:
                 del self._storage.records[id]
             for id in [id for id, join in self._storage.joins.items() if join.touched_at < horizon]:
                 del self._storage.joins[id]
+            held = (self._storage.rows, self._storage.dead)
+            for id in [id for id, at in self._storage.stepped_at.items() if at < horizon and not any(id in those for those in held)]:
+                self._forget_steps(id)
+            for event in [event for event, (_, at) in self._storage.events.items() if at < horizon]:
+                del self._storage.events[event]
             return len(expired)
 
     # -- joins ---------------------------------------------------------------------------------------------------
@@ -350,6 +366,32 @@ class MemoryEngine:
             now = self._clock.time()
             for id in ids:
                 self._leave(id, now)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def remember(self, task_id: str, name: str, result: Raw, *, failed: bool = False, lease: Lease | None = None) -> Step | None:
+        with self._storage.lock:
+            if lease is not None and self._leased_row(task_id, lease) is None:
+                return None
+            return self._remember(task_id, name, result, failed, self._clock.time())
+
+    def recall(self, task_id: str) -> dict[str, Step]:
+        with self._storage.lock:
+            return dict(self._storage.steps.get(task_id, {}))
+
+    def occur(self, event: str, value: Raw) -> list[str]:
+        with self._storage.lock:
+            now = self._clock.time()
+            self._storage.events.pop(event, None)
+            self._storage.events[event] = (bytes(value), now)
+            waiting = list(self._storage.awaiting.get(event, {}).items())
+            for task_id, name in waiting:
+                until = self._storage.steps[task_id][name].until
+                self._remember(task_id, name, value, False, now)
+                row = self._storage.rows.get(task_id)
+                if row is not None and row.state == "scheduled" and row.due_at == (inf if until is None else until):
+                    self._wait_since(row, now)
+            return [task_id for task_id, _ in waiting]
 
     # -- what people see -----------------------------------------------------------------------------------------
 
@@ -471,14 +513,14 @@ class MemoryEngine:
         for message, body in messages:
             self._publish(message, body, now)
 
-    def _publish(self, message: Message, body: bytes, now: float, *, token: int = 0) -> None:
+    def _publish(self, message: Message, body: bytes, now: float, *, token: int = 0, pause_until: float | None = None) -> None:
         if message.id in self._storage.rows:
             return
         self._storage.sequence += 1
         row = _Row(message, body, self._storage.sequence)
         row.token = token
         self._storage.rows[row.id] = row
-        due_at = _due_at(message, now)
+        due_at = _due_at(message, now) if pause_until is None else pause_until
         if due_at is None or due_at <= now:
             self._wait_since(row, now)
         else:
@@ -566,6 +608,8 @@ class MemoryEngine:
             self._move(row, item, now)
         if settlement.record is not None:
             self._store(settlement.record, item.record, now)
+        if settlement.forgets:
+            self._forget_steps(settlement.id)
         for record, body in zip(settlement.more_records, item.more_records, strict=True):
             self._store(record, body, now)
         for join, then in item.opens:
@@ -589,7 +633,8 @@ class MemoryEngine:
                 if message is None:
                     message, body = _decode_message(row.body), row.body
                 self._remove(row)
-                self._publish(message, body, now, token=row.token)
+                pause_until = self._pause(row.id, settlement.pause, now) if settlement.pause is not None else None
+                self._publish(message, body, now, token=row.token, pause_until=pause_until)
             case Verdict.RELEASED | Verdict.CRASHED:
                 if settlement.message is not None:
                     row.write(settlement.message, item.message)
@@ -628,6 +673,7 @@ class MemoryEngine:
 
     def _end_revoked(self, row: _Row, now: float) -> None:
         self._remove(row)
+        self._forget_steps(row.id)
         if row.revocation is not None:
             self._conclude(row.revocation, now)
 
@@ -658,6 +704,7 @@ class MemoryEngine:
         row = self._storage.rows.get(revocation.id)
         if row is not None and row.holder is None:
             self._remove(row)
+            self._forget_steps(row.id)
             self._conclude(revocation, now)
             return "waiting"
         self._storage.revoked = {id: until for id, until in self._storage.revoked.items() if until > now}
@@ -669,6 +716,45 @@ class MemoryEngine:
             letter = Letter(method="terminate", arguments={"task_id": revocation.id, "signal": revocation.signal})
             self._post(row.holder.node, _encode(letter))
         return "running"
+
+    def _remember(self, task_id: str, name: str, result: Raw, failed: bool, now: float) -> Step:
+        steps = self._storage.steps.setdefault(task_id, {})
+        known = steps.get(name)
+        if known is not None and known.result is not None:
+            return known
+        if known is not None:
+            self._await_no_more(task_id, known)
+        event, until = (known.event, known.until) if known is not None else (None, None)
+        steps[name] = Step(name=name, result=Raw(bytes(result)), failed=failed, event=event, until=until)
+        self._storage.stepped_at[task_id] = now
+        return steps[name]
+
+    def _pause(self, task_id: str, pause: Pause, now: float) -> float:
+        """The step is a wait from now on, if it was not before. Returns until when its message is scheduled."""
+        steps = self._storage.steps.setdefault(task_id, {})
+        self._storage.stepped_at[task_id] = now
+        until = None if pause.seconds is None else now + pause.seconds
+        step = steps.setdefault(pause.step, Step(name=pause.step, event=pause.event, until=until))
+        if step.result is not None:
+            return now
+        if step.event is not None and step.event in self._storage.events:
+            self._remember(task_id, step.name, Raw(self._storage.events[step.event][0]), False, now)
+            return now
+        if step.event is not None:
+            self._storage.awaiting.setdefault(step.event, {})[task_id] = step.name
+        return inf if step.until is None else step.until
+
+    def _forget_steps(self, task_id: str) -> None:
+        self._storage.stepped_at.pop(task_id, None)
+        for step in self._storage.steps.pop(task_id, {}).values():
+            self._await_no_more(task_id, step)
+
+    def _await_no_more(self, task_id: str, step: Step) -> None:
+        tasks = self._storage.awaiting.get(step.event or "", {})
+        if tasks.get(task_id) == step.name:
+            del tasks[task_id]
+            if not tasks:
+                del self._storage.awaiting[step.event or ""]
 
     # Of joins. Those that return messages return what is to be published now.
 
@@ -800,7 +886,7 @@ class MemoryEngine:
             queue=row.queue,
             state=state,
             message=_decode(row.body)[0],
-            due_at=row.due_at,
+            due_at=None if row.due_at == inf else row.due_at,
             waiting_since=row.waiting_since or 0.0,
             ahead=ahead,
             node=row.holder.node if row.holder else None,

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
+
+from msgspec import Raw
 
 from ..contracts.broker import Capabilities
 from ..contracts.engine import Engine
@@ -22,6 +24,7 @@ from ..contracts.inspect import Depth, Waiting
 from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
 from ..contracts.results import Subscription
+from ..contracts.steps import Step, Steps
 from ..core.errors import EngineUnavailable
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement
 
@@ -167,6 +170,21 @@ class FaultyEngine:
 
     def leave(self, ids: Sequence[str]) -> None:
         self._operate("leave", lambda: self.engine.leave(ids))
+
+    # -- steps; only of engines that keep them ------------------------------------------------------------------
+
+    def remember(self, task_id: str, name: str, result: Raw, *, failed: bool = False, lease: Lease | None = None) -> Step | None:
+        return self._operate("remember", lambda: self._steps.remember(task_id, name, result, failed=failed, lease=lease))
+
+    def recall(self, task_id: str) -> dict[str, Step]:
+        return self._operate("recall", lambda: self._steps.recall(task_id))
+
+    def occur(self, event: str, value: Raw) -> list[str]:
+        return self._operate("occur", lambda: self._steps.occur(event, value))
+
+    @property
+    def _steps(self) -> Steps:
+        return cast("Steps", self.engine)
 
     # -- what people see -----------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ pytest.register_assert_rewrite(
             "revoking",
             "schedules",
             "settling",
+            "steps",
             "waiting",
         )
     )
@@ -50,6 +51,7 @@ from .results import Results  # noqa: E402
 from .revoking import Revoking  # noqa: E402
 from .schedules import Scheduling  # noqa: E402
 from .settling import Settling  # noqa: E402
+from .steps import DurableSteps  # noqa: E402
 from .waiting import WaitingForWork  # noqa: E402
 
 
@@ -60,6 +62,7 @@ class EngineContract(
     Settling,
     Revoking,
     Joins,
+    DurableSteps,
     Scheduling,
     Inspection,
     WaitingForWork,
