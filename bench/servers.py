@@ -38,7 +38,7 @@ class Server(Protocol):
         ...
 
     def backend_url(self) -> str:
-        """The same place, for results."""
+        """The same, for results."""
         ...
 
     def empty(self) -> None:
@@ -70,7 +70,7 @@ class Redis:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def backend_url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/1"
+        return self.url()
 
     def empty(self) -> None:
         redis_command(self.port, "FLUSHALL")

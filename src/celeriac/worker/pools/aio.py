@@ -30,9 +30,8 @@ class Coroutines:
         self.control = control
         self.pump = Pump(plan, settler, executor, page, holder, start=self._start)
         self.loop: asyncio.AbstractEventLoop
-        self.tasks: set[asyncio.Task[None]] = set()
         self.running: dict[str, asyncio.Task[None]] = {}
-        """Those that have begun, by the id of their task."""
+        """Those that have been started, by the id of their delivery."""
         self.reasons: dict[str, BaseException] = {}
         """Why those of them were cancelled that we have cancelled."""
         self.threads = ThreadPoolExecutor(min(plan.places, PLAIN_FUNCTION_THREADS), thread_name_prefix="task")
@@ -67,15 +66,10 @@ class Coroutines:
 
     def _start_here(self, pairs: list[tuple[int, Delivery]]) -> None:
         for place, delivery in pairs:
-            task = self.loop.create_task(self._run(place, delivery))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.running[delivery.id] = self.loop.create_task(self._run(place, delivery))
 
     async def _run(self, place: int, delivery: Delivery) -> None:
         hard, soft = self.pump.mark(place, delivery)
-        myself = asyncio.current_task()
-        assert myself is not None
-        self.running[delivery.id] = myself
         timers: list[asyncio.TimerHandle] = []
         if soft:
             timers.append(self.loop.call_later(soft, self._end, delivery.id, SoftTimeLimitExceeded(soft)))
