@@ -188,7 +188,7 @@ class chord(Workflow):
     def _send(
         self, plan: Plan, place: Place, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Signature[Any], AsyncResult[Any]]:
-        count = sum(1 for _ in spliced(self.tasks))
+        count = len(self.tasks)
         if not count:
             return super()._send(plan, place, args, kwargs)
         sent = chord([], self._normal_body(plan.fresh_id, None), app=self._app)
@@ -266,8 +266,8 @@ class chord(Workflow):
         kwargs = self["kwargs"]
         header = kwargs["header"]
         if isinstance(header, Mapping):  # as Celery writes a chord that was frozen
-            header = [signature_of(header, app=self._app)]
-        kwargs["header"] = list(spliced(revived(member, self._app, clone) for member in header))
+            header = spliced([signature_of(header, app=self._app)])
+        kwargs["header"] = [revived(member, self._app, clone) for member in header]
         if kwargs.get("body") is not None:
             kwargs["body"] = revived(kwargs["body"], self._app, clone)
         else:

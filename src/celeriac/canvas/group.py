@@ -97,7 +97,7 @@ class group(Workflow):
 
     def _members(self, fresh_id: Fresh, *, each_one: bool = False) -> Iterator[Signature[Any]]:
         """The normal forms of its members, one by one. With `each_one`, each ends in one task, whose end is its own."""
-        for task in spliced(self.tasks):
+        for task in self.tasks:
             yield self._member(task, fresh_id, each_one=each_one)
 
     def _member(self, task: Signature[Any], fresh_id: Fresh, *, each_one: bool) -> Signature[Any]:
@@ -146,7 +146,7 @@ class group(Workflow):
         """Writes the members one by one: there may be many, and a copy of each is not needed. `begin` is called with the first of them before it is written."""
         results: list[AsyncResult[Any]] = []
         plain = not (self._own_options() or self.args or self.immutable)
-        for index, task in enumerate(spliced(self.tasks)):
+        for index, task in enumerate(self.tasks):
             if plain and index and type(task) is Signature and not task["options"]:
                 message = plan.add(task, args, kwargs or {}, place_of(index))
                 results.append(AsyncResult(message.id, app=task._app or (task._type._app if task._type is not None else None)))

@@ -167,7 +167,8 @@ class ResultSet(AsyncResult[list[Any]]):
                 asking[id]._take(found.get(id))
 
     def _leaves(self) -> Iterator[AsyncResult[Any]]:
-        for result in self.results:
+        """The results that have records. An empty group stands and falls with what comes before it."""
+        for result in self.results or ([self.parent] if self.parent is not None else []):
             if isinstance(result, ResultSet):
                 yield from result._leaves()
             else:
@@ -224,8 +225,8 @@ class ResultSet(AsyncResult[list[Any]]):
                         del waiting[result.id]
                         if on_message is not None and result._record is not None:
                             on_message(result._as_meta(result._record))
-                        if propagate:
-                            result.maybe_throw()
+                    if propagate and any(result._state_known() in states.PROPAGATE_STATES for result in ended):
+                        self._throw_known()
                     if on_progress is not None and (ended or not told):
                         told = len(leaves) - len(waiting)
                         on_progress(told, len(leaves))
@@ -242,7 +243,7 @@ class ResultSet(AsyncResult[list[Any]]):
                     subscription.changed(min(left, _LONG_SECONDS if on_interval is None else interval))
             finally:
                 subscription.close()
-        return [result._value_of_known(propagate, callback) for result in self.results]
+        return self._value_of_known(propagate, callback)
 
     wait = get  # type: ignore[assignment]
     join = get
@@ -266,7 +267,16 @@ class ResultSet(AsyncResult[list[Any]]):
         return values
 
     def _value_of_known(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> list[Any]:
+        if propagate:
+            self._throw_known()
         return [result._value_of_known(propagate, callback) for result in self.results]
+
+    def _throw_known(self) -> None:
+        """Raises for the first of them that is known to have failed; for what came before it, where it failed because of that."""
+        if self.parent is not None and (not self.results or self._state_known() in states.PROPAGATE_STATES):
+            self._raise_of_parents()
+        for result in self.results:
+            result._throw_known()
 
     def iterate(self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5) -> Iterator[Any]:
         """The values in the order in which the tasks end."""

@@ -212,9 +212,7 @@ class AsyncResult(Generic[R]):
         if disable_sync_subtasks:
             assert_will_not_block()
         record = self._record or self._wait(timeout, on_message, on_interval, follow_parents and propagate)
-        if follow_parents and propagate and record.status in states.PROPAGATE_STATES:
-            self._raise_of_parents()
-        return self._outcome(record, propagate, callback)
+        return self._outcome(record, propagate, callback, follow_parents)
 
     wait = get
 
@@ -229,7 +227,7 @@ class AsyncResult(Generic[R]):
             import asyncio
 
             await asyncio.to_thread(self._raise_of_parents)
-        return self._outcome(record, propagate, None)
+        return self._outcome(record, propagate, None, False)
 
     def _wait(
         self,
@@ -313,9 +311,11 @@ class AsyncResult(Generic[R]):
             f"The operation timed out: task {self.id} is {state} after {timeout:g} s. Does a worker consume its queue?"
         )
 
-    def _outcome(self, record: Record, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
+    def _outcome(self, record: Record, propagate: bool, callback: Callable[[str, Any], Any] | None, follow_parents: bool = True) -> R:
         value = self._decoded(record)
         if propagate and record.status in states.PROPAGATE_STATES:
+            if follow_parents and self.parent is not None:
+                self._raise_of_parents()
             self._raise(value)
         if callback is not None:
             callback(self.id, value)
@@ -394,6 +394,11 @@ class AsyncResult(Generic[R]):
 
     def _ended(self) -> bool:
         return self._state_known() in states.READY_STATES
+
+    def _throw_known(self) -> None:
+        """Raises what the task raised, as far as the backend has said so."""
+        if self._record is not None:
+            self._outcome(self._record, True, None)
 
     def _value_of_known(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> Any:
         if self._record is None:
@@ -485,6 +490,9 @@ class EagerResult(AsyncResult[R]):
 
     def _state_known(self) -> str:
         return self._state
+
+    def _throw_known(self) -> None:
+        self.get(disable_sync_subtasks=False)
 
     def _value_of_known(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> Any:
         value = self.get(propagate=propagate, disable_sync_subtasks=False)

@@ -178,7 +178,7 @@ def lab() -> Iterator[Lab]:
     registry.set_default_app(before)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(tree=sound_trees, through_json=st.booleans())
 def test_workers_eager_mode_and_a_plain_reading_agree(lab: Lab, tree: Tree, through_json: bool) -> None:
     signature = lab.signature(tree)
@@ -190,7 +190,7 @@ def test_workers_eager_mode_and_a_plain_reading_agree(lab: Lab, tree: Tree, thro
     assert lab.by_workers(signature) == expected, "a signature can be sent again"
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(tree=trees)
 def test_they_agree_when_tasks_fail(lab: Lab, tree: Tree) -> None:
     signature = lab.signature(tree)
