@@ -276,6 +276,8 @@ class Celeriac:
         self._include = (include,) if isinstance(include, str) else tuple(include or ())
         self.outbox: Outbox | None = None
         """Takes messages that are to be sent only when something else is committed (`celeriac.django`)."""
+        self.result_backends: dict[str, Callable[[Settings], ResultBackend]] = {}
+        """What opens the backends that `result_backend` may name beside engines (`celeriac.django` brings "django-db" and "django-cache")."""
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
         """What `add_periodic_task` added to `beat_schedule`, by name."""
         self.on_configure = events.Signal("app.on_configure")
@@ -650,6 +652,10 @@ class Celeriac:
                 scheme = "" if url is None else url.partition("://")[0]
                 if scheme == "disabled":
                     self._backend = DisabledBackend()
+                elif scheme in self.result_backends:
+                    self._backend = self.result_backends[scheme](self._use(f"the result backend {scheme}"))
+                elif scheme in ("django-db", "django-cache"):
+                    raise ImproperlyConfigured(f"result_backend is {scheme!r}: add 'celeriac.django' to INSTALLED_APPS.")
                 elif url is None or url == settings.broker_url or (scheme == "rpc" and self.broker.capabilities.atomic_results):
                     broker = self.broker
                     if not broker.capabilities.atomic_results:

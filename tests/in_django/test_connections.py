@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
 import pytest
 
-from tests.support.django_project import MakeDjangoProject
+from tests.support.django_project import MakeDjangoProject, administer
 from tests.support.workers import until
 
 POOLS = [["-P", "prefork", "-c", "2"], ["-P", "threads", "-c", "3"], ["-P", "asyncio", "-c", "5"]]
-
-
-def administer(database: dict[str, Any], statement: str) -> list[Any]:
-    with psycopg.connect(
-        host=database["HOST"],
-        port=database["PORT"],
-        user=database["USER"],
-        password=database["PASSWORD"],
-        dbname="postgres",
-        autocommit=True,
-    ) as connection:
-        return connection.execute(statement, [database["NAME"]]).fetchall()  # type: ignore[arg-type]
 
 
 def connections_to(database: dict[str, Any]) -> int:

@@ -104,3 +104,18 @@ class DjangoProject:
 
 
 MakeDjangoProject = Callable[..., DjangoProject]
+
+
+def administer(database: dict[str, Any], statement: str) -> list[Any]:
+    """Asks the server of this entry of DATABASES something; `%s` is the database's name."""
+    import psycopg
+
+    with psycopg.connect(
+        host=database["HOST"],
+        port=database["PORT"],
+        user=database["USER"],
+        password=database["PASSWORD"],
+        dbname="postgres",
+        autocommit=True,
+    ) as connection:
+        return connection.execute(statement, [database["NAME"]]).fetchall()  # type: ignore[arg-type]
