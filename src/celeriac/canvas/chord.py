@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
+from ..core.ids import new_id
 from ..core.message import Join
 from ..tasks.groups import GroupResult
 from ..tasks.plan import Place
@@ -109,6 +110,14 @@ class chord(Workflow):
         kwargs = dict(kwargs or {})
         body = kwargs.pop("body", None)
         return Workflow.apply(self._with_body(body), args, kwargs, **options)
+
+    def _with_options(self, options: Mapping[str, Any]) -> chord:
+        last_id = options.get("task_id")
+        copy = super()._with_options({name: value for name, value in options.items() if name != "task_id"})
+        if last_id is not None and copy.body is not None:  # the result of a chord is that of its body
+            copy = copy._copy()
+            copy.body = copy.body._normal(new_id, last_id)
+        return copy
 
     def _with_body(self, body: Any) -> chord:
         if body is None:
