@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
     from ..contracts.engine import Engine
     from ..contracts.results import Subscription as SubscriptionContract
+    from ..contracts.schedules import Schedules
 
 # -- settings ----------------------------------------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class PostgreSQLEngine:
     verb but `publish`, which is told), `listen` and `prepare` (both false behind PgBouncer in transaction mode), `poll_seconds` (how often to look without `listen`).
     """
 
-    capabilities = Capabilities(engine="postgresql")
+    capabilities = Capabilities(engine="postgresql", schedules=True)
 
     def __init__(
         self,
@@ -232,7 +233,17 @@ class PostgreSQLEngine:
             migrate=lambda connection, deadline: migrate(connection, self._schema, deadline),
         )
         self._listener = Listener(self._database)
+        self._schedules: Schedules | None = None
         _engines.add(self)
+
+    @property
+    def schedules(self) -> Schedules:
+        """Where schedules are kept, in the same schema and the same transactions."""
+        if self._schedules is None:
+            from .schedules.postgresql import PostgreSQLSchedules
+
+            self._schedules = PostgreSQLSchedules(self)
+        return self._schedules
 
     # -- the life of a message -----------------------------------------------------------------------------------
 

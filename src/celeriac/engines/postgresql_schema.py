@@ -10,6 +10,8 @@ from zlib import crc32
 
 from ..core.errors import EngineCorrupt, EngineUnavailable
 from .postgresql_wire import Connection, Refused, rows_of
+from .schedules.postgresql_schema import FUNCTIONS as FIRING
+from .schedules.postgresql_schema import TABLES as SCHEDULES
 
 TABLES = """
     CREATE TABLE {s}.version (version int NOT NULL);
@@ -689,8 +691,8 @@ FUNCTIONS = """
 
 MIGRATION_SECONDS = 10.0
 """A change of the schema may take so long, even when who comes first wanted an answer earlier."""
-MIGRATIONS = (TABLES, JOINS)
-"""What leads from each version of the schema to the next; FUNCTIONS follow, as a whole. All of it is one transaction, which makes things, or changes what no running verb waits for. A
+MIGRATIONS = (TABLES, JOINS, SCHEDULES)
+"""What leads from each version of the schema to the next; the functions follow, as a whole. All of it is one transaction, which makes things, or changes what no running verb waits for. A
 function that takes other parameters than before is another one to PostgreSQL: so older programs, which call the old one, go on meanwhile."""
 
 
@@ -728,7 +730,7 @@ def migrate(connection: Connection, schema: str, deadline: float) -> None:
             version = 0
         for step in MIGRATIONS[version:]:
             connection.script(step.replace("{s}", schema), deadline)
-        connection.script(FUNCTIONS.replace("{s}", schema).replace("{seed}", str(seed(schema))), deadline)
+        connection.script((FUNCTIONS + FIRING).replace("{s}", schema).replace("{seed}", str(seed(schema))), deadline)
         connection.run(f"UPDATE {schema}.version SET version = {len(MIGRATIONS)}", (), deadline)
         connection.run("COMMIT", (), deadline)
     except Refused as refusal:
