@@ -20,10 +20,9 @@ from typing import Any
 from ..app import Celeriac
 from ..contracts.schedules import Entry, EntryState, Firing, LedgerLine, Overlap
 from ..core import events, states
-from ..core.errors import CeleriacError, EngineUnavailable, EnqueueError, ImproperlyConfigured, TaskRevokedError
-from ..core.message import Message, Record, Revocation
+from ..core.errors import CeleriacError, EngineUnavailable, EnqueueError, ImproperlyConfigured
+from ..core.message import Message
 from ..core.schedules.data import from_data
-from ..core.serialize import encode_exception
 from ..core.trouble import Trouble
 from ..tasks.entries import fire, occurrence_message, publish_kept, timetable
 from .entries import take_over
@@ -212,9 +211,9 @@ class Beat:
         if not ids:
             return set()
         broker = self.app.broker
-        if broker.capabilities.atomic_results:
+        if broker.capabilities.ids:
             return {id for id, waiting in broker.find(ids).items() if waiting.state != "dead"}
-        # Messages of this broker cannot be looked for; their records tell when they have ended.
+        # This broker does not know messages by their ids; their records tell when they have ended.
         records = self.app.backend.fetch(ids)
         expires = self.app.conf.result_expires or float("inf")
         return {
@@ -226,8 +225,7 @@ class Beat:
         }
 
     def _cancel(self, id: str, entry: Entry) -> None:
-        record = Record(task_id=id, status=states.REVOKED, result=encode_exception(TaskRevokedError("cancelled by the next occurrence")))
-        self.app.broker.revoke([Revocation(id=id, terminate=True, record=record)])
+        self.app.control.revoke_ids([id], terminate=True)
         logger.info("Scheduler: %s: the task before (%s) is stopped.", entry.name, id)
 
     # -- upkeep ------------------------------------------------------------------------------------------------------------

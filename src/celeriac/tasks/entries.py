@@ -29,6 +29,9 @@ from .task import Task
 
 POLICIES = frozenset({"misfire", "misfire_window", "misfire_grace", "overlap", "jitter", "starts_at", "ends_at", "max_runs", "expires", "enabled", "description"})  # fmt: skip
 """What an entry may say beside schedule, task, args, kwargs, options and relative."""
+MAY_BE_A_COPY = {"celeriac-again": True}
+"""The header by which a broker that knows no ids lets workers look first whether the message is done already. The beat that claimed it may have published
+it, been stopped before it said so, and another may publish it again."""
 TRIES = 20
 """So often an entry is run by hand before the beats that change it meanwhile are too many."""
 
@@ -203,7 +206,7 @@ def occurrence_message(
         "periodic_task_name": entry.name,
         "planned_at": datetime.fromtimestamp(planned_at, UTC).isoformat(),
     }
-    if entry.overlap is not Overlap.ALLOW and producer.broker.capabilities.atomic_results is False:
+    if entry.overlap is not Overlap.ALLOW and not producer.broker.capabilities.ids:
         options["ignore_result"] = False  # where messages cannot be looked for, the record says whether it runs still
     return producer.message(entry.task, tuple(decode_value(entry.args)), decode_value(entry.kwargs), task=task, options=options)
 
@@ -228,9 +231,13 @@ def publish_kept(store: Schedules, producer: Producer, ids: set[str] | None = No
     messages = store.kept(1000, older_than_seconds=older_than_seconds)
     if ids is not None:
         messages = [message for message in messages if message.id in ids]
-    if messages:
-        producer.broker.publish(messages)
-        store.sent([message.id for message in messages])
+    if not messages:
+        return
+    ready = messages
+    if not producer.broker.capabilities.ids:
+        ready = [replace(message, headers={**message.headers, **MAY_BE_A_COPY}) for message in messages]
+    producer.broker.publish(ready)
+    store.sent([message.id for message in messages])
 
 
 # -- app.schedules ---------------------------------------------------------------------------------------------------------
