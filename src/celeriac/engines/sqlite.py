@@ -40,16 +40,18 @@ from urllib.parse import parse_qsl, unquote
 from weakref import WeakSet
 
 import msgspec
+from msgspec import Raw
 
 from ..contracts.broker import Capabilities
 from ..contracts.inspect import Depth, Waiting
 from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
+from ..contracts.steps import Step
 from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import EngineCorrupt, EngineUnavailable, ImproperlyConfigured, NodeLost
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
-from . import sqlite_joins
+from . import sqlite_joins, sqlite_steps
 from .schedules.sqlite_schema import SCHEMA as SCHEDULES
 
 if TYPE_CHECKING:
@@ -164,6 +166,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     sqlite_joins.SCHEMA,
     SCHEDULES,
+    sqlite_steps.SCHEMA,
 )
 """What leads from each version of the schema to the next."""
 
@@ -279,7 +282,7 @@ class SQLiteEngine:
     They may stand in the URL's query too.
     """
 
-    capabilities = Capabilities(engine="sqlite", schedules=True)
+    capabilities = Capabilities(engine="sqlite", schedules=True, steps=True)
 
     def __init__(
         self,
@@ -465,7 +468,7 @@ class SQLiteEngine:
         return _Subscription(self, ids)
 
     def prune(self, limit: int = 1000) -> int:
-        """Also sweeps out what else is out of date: joins, memories of revocations, letters, the pipes of processes that died."""
+        """Also sweeps out what else is out of date: joins, steps, events, memories of revocations, letters, the pipes of processes that died."""
         with _Transaction(self) as db:
             now = self._clock.time()
             db.execute("DELETE FROM revokes WHERE until <= ?", (now,))
@@ -475,6 +478,7 @@ class SQLiteEngine:
             if horizon is not None:
                 db.execute(PRUNE_FUTURE, (now, limit))
                 pruned = db.execute(PRUNE, (horizon, limit)).rowcount
+                sqlite_steps.prune(db, now, horizon, limit)
             sqlite_joins.prune(db, now, horizon, limit)
         self._pipes.sweep()
         return pruned
@@ -521,6 +525,25 @@ class SQLiteEngine:
     def leave(self, ids: Sequence[str]) -> None:
         with _Transaction(self) as db:
             sqlite_joins.leave(db, ids, self._clock.time())
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def remember(self, task_id: str, name: str, result: Raw, *, failed: bool = False, lease: Lease | None = None) -> Step | None:
+        with _Transaction(self) as db:
+            if lease is not None:
+                fence = (task_id, lease.holder.node, lease.holder.process, lease.token)
+                if db.execute(FENCED, fence).fetchone() is None:
+                    return None
+            return sqlite_steps.remember(db, task_id, name, result, failed, self._clock.time())
+
+    def recall(self, task_id: str) -> dict[str, Step]:
+        return {row[0]: sqlite_steps.step(row) for row in self._query(sqlite_steps.STEPS, (task_id,))}
+
+    def occur(self, event: str, value: Raw) -> list[str]:
+        with _Transaction(self) as db:
+            task_ids, queues = sqlite_steps.occur(db, event, value, self._clock.time())
+        self._pipes.ring_queues(queues)
+        return task_ids
 
     # -- what people see -----------------------------------------------------------------------------------------
 
@@ -696,13 +719,14 @@ class SQLiteEngine:
         return effects
 
     def _count(self, db: sqlite3.Connection, settled: Sequence[_Item], now: float, effects: _Effects) -> None:
-        """At the end of a settlement, when all of it has opened and enlarged: who arrives at a join, and who leaves one."""
+        """At the end of a settlement, when all of it has opened and enlarged: who arrives at a join, who leaves one, and whose steps are forgotten."""
         arrivals = [item[0].arrival for item in settled if item[0].arrival is not None]
         if arrivals:
             self._publish(db, sqlite_joins.arrive(db, arrivals, now), now, effects.queues)
         leaves = [item[0].leaves for item in settled if item[0].leaves is not None]
         if leaves:
             sqlite_joins.leave(db, leaves, now)
+        sqlite_steps.forget(db, [item[0].id for item in settled if item[0].forgets])
 
     def _settle_one(self, db: sqlite3.Connection, item: _Item, now: float, effects: _Effects) -> bool:
         settlement, message_row, record_row, follow_up_rows, join_rows = item
@@ -755,7 +779,11 @@ class SQLiteEngine:
                 else:
                     ((token,),) = db.execute("SELECT token FROM messages WHERE n = ?", (n,)).fetchall()
                 db.execute("DELETE FROM messages WHERE n = ?", (n,))
-                db.execute(PUBLISH, (*row[:7], token, row[8]))
+                state, at, due = row[3:6]
+                if settlement.pause is not None:
+                    due = sqlite_steps.pause(db, settlement.id, settlement.pause, now)
+                    state, at = (READY, now) if due is None else (SCHEDULED, due)
+                db.execute(PUBLISH, (*row[:3], state, at, due, row[6], token, row[8]))
                 effects.queues.add(row[1])
             case Verdict.RELEASED | Verdict.CRASHED:
                 if row is not None:
@@ -788,6 +816,7 @@ class SQLiteEngine:
         self._conclude(db, _decode_revocation(revocation), now, effects)
 
     def _conclude(self, db: sqlite3.Connection, revocation: Revocation, now: float, effects: _Effects) -> None:
+        sqlite_steps.forget(db, [revocation.id])
         record, arrival = revocation.record, revocation.arrival
         if record is not None:
             effects.store(db, (record.task_id, record.status, now, _encode(record)))
@@ -1199,7 +1228,7 @@ class _Prepared:
         """The fast path: all of them leave, and nothing follows."""
         self.records: list[_RecordRow] = []
         self.members = False
-        """Whether anybody arrives at a join, or leaves one."""
+        """Whether anybody arrives at a join, leaves one, or forgets his steps."""
         done = Verdict.DONE
         for settlement in settlements:
             record, message, lease = settlement.record, settlement.message, settlement.lease
@@ -1208,7 +1237,7 @@ class _Prepared:
             follow_ups = [_row(follow_up, now) for follow_up in settlement.follow_ups] if settlement.follow_ups else ()
             opens = [sqlite_joins.join_row(join) for join in settlement.opens] if settlement.opens else ()
             self.items.append((settlement, message_row, record_row, follow_ups, opens))
-            if settlement.arrival is not None or settlement.leaves is not None:
+            if settlement.arrival is not None or settlement.leaves is not None or settlement.forgets:
                 self.members = True
             if self.removals is None:
                 continue
@@ -1321,7 +1350,7 @@ def _waiting(row: Any, now: float) -> Waiting:
         queue=queue,
         state=name,
         message=message,
-        due_at=due,
+        due_at=None if due == sqlite_steps.FOREVER else due,
         waiting_since=0.0 if name == "scheduled" and at == due else at,
         node=node,
         process=process,
