@@ -107,16 +107,16 @@ class WaitingForWork(EngineTests):
         assert ids(take(live, holder)) == ["m"]
 
     def test_coming_due_wakes(self, live: Engine) -> None:
-        live.publish([message("far", delay_seconds=3600), message("near", delay_seconds=0.3)])
+        begin = time.monotonic()
+        live.publish([message("far", delay_seconds=3600), message("near", delay_seconds=1.0)])
         holder = start(live)
         assert take(live, holder) == []
-        begin = time.monotonic()
         taken: list[str] = []
         while not taken and time.monotonic() - begin < DEADLINE_SECONDS:
             live.wait(["celery"], DEADLINE_SECONDS)
             taken = ids(take(live, holder))
         assert taken == ["near"]
-        assert 0.2 < time.monotonic() - begin < 1.5, "it starts within a second of its time"
+        assert 0.9 < time.monotonic() - begin < DEADLINE_SECONDS / 2, "it is not the timeout that ends the wait"
 
     @pytest.mark.parametrize("far", [True, False])
     def test_what_is_scheduled_meanwhile_wakes_in_time(
@@ -137,7 +137,7 @@ class WaitingForWork(EngineTests):
 
         worker = threads.submit(work)
         begin = time.monotonic()
-        live_other.publish([message("near", delay_seconds=0.3)])
+        live_other.publish([message("near", delay_seconds=1.0)])
         assert worker.result(DEADLINE_SECONDS + 5) == ["near"]
         assert time.monotonic() - begin < 2.5
 
