@@ -37,7 +37,7 @@ from ..core.ids import new_id
 from ..core.message import Delivery, Holder, Lease
 from . import rabbitmq_wire as wire
 from .network import readable
-from .rabbitmq_sender import Publication, Sender, Topology
+from .rabbitmq_sender import LETTER_SECONDS, Publication, Sender, Topology
 
 QUIET_SECONDS = 0.03
 """Nobody has asked for so long: what is buffered would wait behind something long."""
@@ -49,7 +49,7 @@ _UNUSUAL = (b"celeriac-counts", b"x-delivery-count", b"celeriac-left", b"celeria
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 _json = msgspec.json.Decoder().decode
-_decode_letter = msgspec.json.Decoder(Letter).decode
+_decode_letter = msgspec.json.Decoder(tuple[float, Letter]).decode
 _length = struct.Struct(">I")
 _double = struct.Struct(">d")
 
@@ -271,8 +271,17 @@ class Intake:
             deadline = time.monotonic() + LOCAL_SECONDS
             self.sync(deadline)
             wanted = [queue for queue in dict.fromkeys(queues) if queue not in self.paused]
-            if self._count(wanted) < limit:
-                self._look(wanted, limit, deadline)
+            for last in (False, False, True):
+                try:
+                    if self._count(wanted) < limit:
+                        self._look(wanted, limit, deadline)
+                    break
+                except EngineUnavailable as problem:
+                    # RabbitMQ ends a connection that reads a queue which somebody else is just making.
+                    if last or self.held or "INTERNAL_ERROR" not in str(problem):
+                        raise
+                    self._disconnect()
+                    time.sleep(0.1)
             taken = self._take(wanted, limit, holder)
             if not self._waiting and not self._demand:
                 self._give_back_buffer(wanted)
@@ -644,7 +653,9 @@ class Intake:
                 self._in_transit.discard(id)
                 self._acknowledge([tag])
         elif kind == "letters":
-            self.letters.setdefault(consumer.queue, deque()).append(_decode_letter(one.body))
+            posted_at, letter = _decode_letter(one.body)
+            if posted_at > self.clock.time() - LETTER_SECONDS:
+                self.letters.setdefault(consumer.queue, deque()).append(letter)
         else:
             self._noted(_json(one.body))
             self._unacknowledged_notes += 1
@@ -671,8 +682,7 @@ class Intake:
         """All notes that were confirmed before this call are known when it returns; those to come are followed."""
         mark = new_id()
         self._marks.add(mark)
-        with self.sender.link(deadline) as link:
-            link.note("notes", {"mark": mark}, deadline)
+        self.sender.note("notes", {"mark": mark}, deadline)
         connection = self.connected(deadline)
         if not self._follows:
             self._follows = True

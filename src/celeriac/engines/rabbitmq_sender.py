@@ -57,7 +57,7 @@ class Topology:
         """The name of a queue as RabbitMQ has it."""
         known = self._names.get(name)
         if known is None:
-            known = self.prefix + name
+            known = self.prefix + name.replace("\n", "%0A").replace("\r", "%0D")  # RabbitMQ leaves line breaks out
             raw = known.encode()
             if len(raw) > NAME_BYTES:
                 known = raw[:90].decode(errors="ignore") + "." + hashlib.sha256(raw).hexdigest()
@@ -75,12 +75,14 @@ class Topology:
     def own(self, what: str) -> str:
         return self.queue(f"celeriac.{what}")
 
+    # Whoever uses the server shares these: they know no queues but by the routing key.
+
     def level(self, number: int) -> str:
-        return f"{self.prefix}celeriac.delay.{number}"
+        return f"celeriac.delay.{number}"
 
     @property
     def due(self) -> str:
-        return f"{self.prefix}celeriac.due"
+        return "celeriac.due"
 
     def route(self, queue: str, exchange: str, key: str) -> tuple[str, str]:
         """Exchange and routing key of a message: those of `task_queues` when its exchange is named there, else the queue itself."""
@@ -144,73 +146,87 @@ class Link(wire.Connection):
     # -- publishing --------------------------------------------------------------------------------------------------
 
     def publish(self, publications: Sequence[Publication], deadline: float) -> None:
-        """→ confirmed. Raises EngineUnavailable; when `sent` is true by then, some of them may be there all the same."""
-        for publication in publications:
-            for need in publication.needs:
-                if need not in self.declared:
-                    self.declare(*need, deadline)
-        if self.blocked:
-            self.read(0.0)
-            if self.blocked:
-                raise EngineUnavailable(f"RabbitMQ at {self.address} takes no messages now: {self.blocked}.")
-        first = self._published
-        done: set[int] = set()
-        confirmed = first
-        returned = ""
-        for start in range(0, len(publications), WINDOW):
-            part = publications[start : start + WINDOW]
-            data = b"".join(
-                [
-                    wire.publication(
-                        1,
-                        wire.shortstr(one.exchange),
-                        wire.shortstr(one.key),
-                        one.properties,
-                        one.body,
-                        mandatory=True,
-                        largest=self.largest_frame,
-                    )
-                    for one in part
-                ]
-            )
-            self.sent = True
-            self.send(data, deadline)
-            self._published += len(part)
-            while confirmed < self._published:
-                confirmed, returned = self._await_confirms(confirmed, done, returned, deadline)
-        self.sent = False
-        if returned:
+        """→ confirmed. What the server says it did not take (a queue was deleted, or is just being made) is sent again.
+
+        Raises EngineUnavailable; when `sent` is true by then, some of them may be there all the same.
+        """
+        left = list(publications)
+        for pause in (0.02, 0.05, 0.1, 0.2, None):
+            for publication in left:
+                for need in publication.needs:
+                    if need not in self.declared:
+                        self.declare(*need, deadline)
+            left, why = self._publish_once(left, deadline)
+            if not left:
+                return
             self.declared.clear()
-            raise EngineUnavailable(f"RabbitMQ at {self.address} has no queue for a message any more: {returned}")
+            if pause is None or time.monotonic() + pause > deadline:
+                raise EngineUnavailable(f"RabbitMQ at {self.address} did not take a message: {why}")
+            time.sleep(pause)
 
     sent = False
     """Messages are on their way whose confirmation has not come."""
 
-    def _await_confirms(self, confirmed: int, done: set[int], returned: str, deadline: float) -> tuple[int, str]:
-        """Reads until there is news. Returns up to which number all are confirmed."""
+    def _publish_once(self, publications: Sequence[Publication], deadline: float) -> tuple[list[Publication], str]:
+        """Returns those that were not taken, and why."""
+        if self.blocked:
+            self.read(0.0)
+            self._refuse_if_blocked()
+        refused: dict[int, Publication] = {}
+        why = ""
+        for start in range(0, len(publications), WINDOW):
+            part = publications[start : start + WINDOW]
+            first = self._published + 1
+            self._published += len(part)
+            data = [
+                wire.publication(
+                    1,
+                    wire.shortstr(one.exchange),
+                    wire.shortstr(one.key),
+                    one.properties,
+                    one.body,
+                    mandatory=True,
+                    largest=self.largest_frame,
+                )
+                for one in part
+            ]
+            self.sent = True
+            self.send(b"".join(data), deadline)
+            low = first
+            done: set[int] = set()
+            while low <= self._published:
+                found = self._await_confirm(deadline)
+                if found.method == wire.BASIC_RETURN:
+                    why = wire.read_short(found.arguments, 2)[0]
+                    refused.update(
+                        {first + at: one for at, one in enumerate(part) if one.properties == found.properties and one.body == found.body}
+                    )
+                    continue
+                number = int.from_bytes(found.arguments[:8], "big")
+                numbers = range(low, number + 1) if found.arguments[8] & 1 else (number,)
+                if found.method == wire.BASIC_NACK:
+                    why = "its queue could not keep it (full, or without a leader just now)"
+                    refused.update({one: part[one - first] for one in numbers if one not in done})
+                done.update(numbers)
+                while low in done:
+                    done.discard(low)
+                    low += 1
+            self.sent = False
+        return list(refused.values()), why
+
+    def _await_confirm(self, deadline: float) -> wire.Arrived:
         while (found := self.take(1, _CONFIRMS)) is None:
-            if self.blocked:
-                self.drop("")
-                raise EngineUnavailable(f"RabbitMQ at {self.address} takes no messages now: {self.blocked}.")
+            self._refuse_if_blocked()
             if not self.read(deadline) and time.monotonic() >= deadline:
                 self.drop("")
                 raise EngineUnavailable(f"RabbitMQ at {self.address} did not confirm in time.")
-        if found.method == wire.BASIC_RETURN:
-            return confirmed, wire.read_short(found.arguments, 2)[0] or "no route"
-        number = int.from_bytes(found.arguments[:8], "big")
-        if found.method == wire.BASIC_NACK:
+        return found
+
+    def _refuse_if_blocked(self) -> None:
+        """The server reads nothing that we send now; a connection that has sent something is of no use until it does."""
+        if self.blocked:
             self.drop("")
-            raise EngineUnavailable(
-                f"RabbitMQ at {self.address} could not keep a message; its log says why (a full queue, a replica away)."
-            )
-        if found.arguments[8] & 1:
-            confirmed = max(confirmed, number)
-        else:
-            done.add(number)
-        while confirmed + 1 in done:
-            confirmed += 1
-            done.discard(confirmed)
-        return confirmed, returned
+            raise EngineUnavailable(f"RabbitMQ at {self.address} takes no messages now: {self.blocked}.")
 
     # -- declaring ---------------------------------------------------------------------------------------------------
 
@@ -382,6 +398,20 @@ class Sender:
             self._room.release()
             raise
         self._give_back(link)
+
+    def note(self, stream: str, note: dict[str, Any], deadline: float) -> None:
+        """Appends to a stream. It may come twice; notes are such that this does not matter."""
+        for _ in range(5):
+            try:
+                with self.link(deadline) as link:
+                    link.note(stream, note, deadline)
+                return
+            except EngineUnavailable:
+                if time.monotonic() + 0.1 > deadline:
+                    raise
+                time.sleep(0.02)
+        with self.link(deadline) as link:
+            link.note(stream, note, deadline)
 
     def link(self, deadline: float) -> _Borrowed:
         """A connection, for what is not publishing: `with sender.link(deadline) as link`."""

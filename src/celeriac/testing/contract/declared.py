@@ -12,7 +12,7 @@ import pytest
 
 from ...contracts.engine import Engine
 from ...core.clock import SYSTEM_CLOCK
-from ...core.message import Message, Settlement
+from ...core.message import Message, Settlement, Verdict
 
 _RESULTS = frozenset({"store", "fetch", "forget", "subscribe", "prune"})
 _JOINS = frozenset({"seal", "joins", "arrivals", "arrive", "leave"})
@@ -83,7 +83,10 @@ class _Declared:
             if settlement.delay_seconds > 0 and self._cannot_be_turned():
                 _skip("it waits by a clock that no test can turn")
             coming = settlement.follow_ups + ([settlement.message] if settlement.message is not None else [])
-            self._published.discard(settlement.id)
+            if settlement.verdict in (Verdict.DONE, Verdict.RETRY) and settlement.lease is not None:
+                self._published.discard(settlement.id)
+            elif settlement.message is not None:
+                coming = settlement.follow_ups
             self._coming(coming)
 
     def _coming(self, messages: Sequence[Message]) -> None:

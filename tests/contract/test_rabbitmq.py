@@ -1,0 +1,83 @@
+"""The RabbitMQ engine is a correct engine, but for what its capabilities say."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from celeriac.contracts.engine import Engine
+from celeriac.core.clock import SYSTEM_CLOCK, Clock
+from celeriac.engines import rabbitmq_wire as wire
+from celeriac.engines.rabbitmq import RabbitMQEngine
+from celeriac.testing.contract import EngineContract, EngineMaker
+from celeriac.testing.contract.declared import declared
+from tests.support.rabbitmq import Server
+
+SERVER_URL = os.environ.get("CELERIAC_TEST_RABBITMQ_URL")
+
+
+class RabbitMQMaker:
+    """A prefix of its own for each test, over one server."""
+
+    capabilities = RabbitMQEngine.capabilities
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.prefix = f"test-{uuid.uuid4()}."
+
+    def __call__(self, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Engine:
+        engine = RabbitMQEngine(self.url, clock=clock, name_prefix=self.prefix, **options)
+        return declared(engine, storage=self.prefix, clock=clock)
+
+    def corrupt(self, engine: Engine, id: str) -> None:
+        pytest.skip("nobody can reach one message among those that wait")
+
+    def lose_registration(self, engine: Engine, node: str) -> None:
+        engine._engine._intake.nodes.pop(node)  # type: ignore[attr-defined]
+        engine._engine._note_gone(node)  # type: ignore[attr-defined]
+
+
+    def after_kill(self) -> None:
+        """RabbitMQ gives back what a connection held as soon as it notices its end."""
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def server_url() -> Iterator[str]:
+    if SERVER_URL:
+        yield SERVER_URL
+        return
+    server = Server()
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+class TestRabbitMQEngine(EngineContract):
+    @pytest.fixture
+    def make_engine(self, server_url: str) -> Iterator[EngineMaker]:
+        maker = RabbitMQMaker(server_url)
+        yield maker
+        remove_all(maker)
+
+
+def remove_all(maker: RabbitMQMaker) -> None:
+    """Thousands of queues would slow the server down."""
+    engine = RabbitMQEngine(maker.url, name_prefix=maker.prefix)
+    topology = engine._topology
+    names = [topology.own("notes"), topology.own("nodes")]
+    for queue in engine._notes()[1]:
+        names += [topology.queue(queue), topology.returned(queue), topology.dead(queue)]
+    deadline = time.monotonic() + 20
+    with engine._sender.link(deadline) as link:
+        for name in names:
+            with suppress(wire.Refused):
+                link.risk(wire.delete_queue(2, name), wire.QUEUE_DELETE_OK, deadline)
+    engine.close()
