@@ -262,6 +262,20 @@ def test_what_the_server_refuses_is_said_with_what_to_do(servers: Servers, optio
     engine.close()
 
 
+def test_a_server_that_cannot_save_is_named(servers: Servers) -> None:
+    port = servers.start("--save", "3600 1000", "--dbfilename", "in-the-way")
+    (servers.directory / str(port) / "in-the-way").mkdir()
+    engine = RedisEngine(f"redis://127.0.0.1:{port}/0")
+    engine.publish([message("before")])
+    with redis.Redis(port=port) as client:
+        client.bgsave()
+        until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+    with pytest.raises(EngineUnavailable, match="cannot save to its disk"):
+        engine.publish([message("refused")])
+    assert engine.find(["before", "refused"]).keys() == {"before"}
+    engine.close()
+
+
 def test_without_memory_new_tasks_are_refused_and_the_others_worked_off(servers: Servers) -> None:
     port = servers.start("--maxmemory-policy", "noeviction")
     engine = RedisEngine(f"redis://127.0.0.1:{port}/0")
