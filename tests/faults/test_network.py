@@ -155,7 +155,7 @@ def test_a_server_that_has_lost_its_memory(project: Project, home: ServerHome) -
     until(lambda: (node := wait_for(lambda: project.node(worker))) and node.id != old.id, "it is registered anew")
     again = time.monotonic()
     load.more_done(50)
-    load.stop()
+    load.stop(lost_before=again)
     load.check(lost_before=again)
     assert worker.log().count("begins again under a new one") == 1, worker.log()
     assert "Traceback" not in worker.log()

@@ -23,6 +23,7 @@ def send_short(project: Project) -> list[str]:
 
 def assert_all_done(project: Project, ids: list[str]) -> None:
     """Every task has ended, its result is there, and the engine holds nothing more."""
+    project.wait_done(ids)
     project.wait_empty()
     records = project.backend.fetch(ids)
     assert {id: records[id].status for id in ids if id in records} == dict.fromkeys(ids, "SUCCESS")

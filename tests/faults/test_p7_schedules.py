@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,8 +180,8 @@ def report(capsys: pytest.CaptureFixture[str]) -> Report:
     return say
 
 
-def storm(make_project: MakeProject, *, seed: int, seconds: float, every_seconds: float) -> str:
-    run = Storm(make_project(beat_schedule=SCHEDULE), seed)
+def storm(make_project: MakeProject, *, seed: int, seconds: float, every_seconds: float, **settings: Any) -> str:
+    run = Storm(make_project(beat_schedule=SCHEDULE, **settings), seed)
     try:
         run.run(seconds=seconds, every_seconds=every_seconds)
         return run.check()
@@ -192,6 +193,13 @@ def storm(make_project: MakeProject, *, seed: int, seconds: float, every_seconds
 @every_engine(always=("sqlite", "redis", "postgresql"), engines=("sqlite", "redis", "postgresql"))
 def test_p7_beats_that_are_killed_stopped_and_resumed_send_each_occurrence_once(make_project: MakeProject, report: Report) -> None:
     report(storm(make_project, seed=7, seconds=12, every_seconds=0.8))
+
+
+@pytest.mark.promise(7)
+@every_engine(always=("rabbitmq",), engines=("rabbitmq",))
+def test_p7_claims_in_sqlite_messages_in_rabbitmq(make_project: MakeProject, report: Report, tmp_path: Path) -> None:
+    results = {"result_backend": f"sqlite:///{tmp_path / 'results.db'}", "result_backend_transport_options": {}}
+    report(storm(make_project, seed=8, seconds=12, every_seconds=0.8, **results))
 
 
 @pytest.mark.chaos

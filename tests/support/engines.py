@@ -1,7 +1,7 @@
 """Where the engines under test live: a directory, or servers of the tests' own, started when they are first asked for and stopped by their process ids.
 
 Each project gets a namespace of its own there (a key prefix, a schema), so that tests share a server and know nothing of each other. Environment variables
-name servers that are ready: `CELERIAC_TEST_REDIS_URL`, `CELERIAC_TEST_REDIS_CLUSTER_URL`, `CELERIAC_TEST_POSTGRESQL`. Fault runs kill and restart
+name servers that are ready: `CELERIAC_TEST_REDIS_URL`, `CELERIAC_TEST_REDIS_CLUSTER_URL`, `CELERIAC_TEST_POSTGRESQL`, `CELERIAC_TEST_RABBITMQ_URL`. Fault runs kill and restart
 servers, so they always start their own (`own_home`), with the durability that the engine's page recommends.
 """
 
@@ -23,7 +23,7 @@ import pytest
 from .proxy import Proxy
 
 Settings = dict[str, Any]
-SERVERS = ("redis", "redis-cluster", "postgresql")
+SERVERS = ("redis", "redis-cluster", "postgresql", "rabbitmq")
 ENGINES = ("sqlite", *SERVERS)
 
 
@@ -273,10 +273,69 @@ class PostgreSQLHome:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class RabbitMQHome:
+    """A node with its quorum queues, which are durable anyway; results are in a Redis beside it."""
+
+    engine = "rabbitmq"
+
+    def __init__(self, *, durable: bool = False, proxied: bool = False, url: str | None = None) -> None:
+        from . import rabbitmq
+
+        self.url = url
+        self.proxies: list[Proxy] = []
+        self.results = RedisHome(durable=durable, url=os.environ.get("CELERIAC_TEST_REDIS_URL") if not durable else None)
+        self.server: rabbitmq.Server | None = None
+        if url is None:
+            self.server = rabbitmq.Server()
+            if proxied:
+                self.proxies = [Proxy(self.server.port)]
+            self.url = f"amqp://guest:guest@127.0.0.1:{self.proxies[0].port if proxied else self.server.port}//"
+
+    def settings(self, directory: Path) -> Settings:
+        results = self.results.settings(directory)
+        return {
+            "broker_url": self.url,
+            "broker_transport_options": {"name_prefix": f"test-{uuid4().hex}."},
+            "result_backend": results["broker_url"],
+            "result_backend_transport_options": results["broker_transport_options"],
+        }
+
+    def remove(self, settings: Mapping[str, Any]) -> None:
+        self.results.remove({"broker_transport_options": settings["result_backend_transport_options"]})
+
+    def kill(self) -> None:
+        assert self.server is not None
+        self.server.kill()
+
+    def start(self) -> None:
+        assert self.server is not None
+        self.server.start()
+
+    def forget_all(self) -> None:
+        """A node that was reset has no queues any more."""
+        assert self.server is not None
+        for words in (["stop_app"], ["reset"], ["start_app"]):
+            self.server.control(*words)
+
+    def close_clients(self) -> int:
+        assert self.server is not None
+        number = len(self.server.control("list_connections", "pid", "--quiet", "--no-table-headers").split())
+        self.server.control("close_all_connections", "asked by a test")
+        return number
+
+    def close(self) -> None:
+        for proxy in self.proxies:
+            proxy.close()
+        if self.server is not None:
+            self.server.stop()
+        self.results.close()
+
+
 _HOMES: dict[str, tuple[Callable[..., Any], str]] = {
     "redis": (RedisHome, "CELERIAC_TEST_REDIS_URL"),
     "redis-cluster": (RedisClusterHome, "CELERIAC_TEST_REDIS_CLUSTER_URL"),
     "postgresql": (PostgreSQLHome, "CELERIAC_TEST_POSTGRESQL"),
+    "rabbitmq": (RabbitMQHome, "CELERIAC_TEST_RABBITMQ_URL"),
 }
 
 
@@ -307,7 +366,9 @@ def own_home(engine: str, *, proxied: bool = False) -> Iterator[Any]:
         home.close()
 
 
-def every_engine(*, always: Sequence[str] = ("sqlite", "redis", "postgresql"), engines: Sequence[str] = ENGINES) -> pytest.MarkDecorator:
+def every_engine(
+    *, always: Sequence[str] = ("sqlite", "redis", "postgresql", "rabbitmq"), engines: Sequence[str] = ENGINES
+) -> pytest.MarkDecorator:
     """Runs a test on each of `engines`: those of `always` with all tests, the others in the long fault runs."""
     parameters = [pytest.param(name, marks=[] if name in always else [pytest.mark.chaos]) for name in engines]
     return pytest.mark.parametrize("engine", parameters, indirect=True)

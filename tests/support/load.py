@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -86,10 +87,13 @@ class Load:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def stop(self) -> None:
-        """Nothing more is sent; waits until all of it has run."""
+    def stop(self, *, lost_before: float = 0.0) -> None:
+        """Nothing more is sent; waits until all of it (that was sent after `lost_before`) has run."""
         self.project.open_gate(f"{self.name}-enough")
         assert self.program.wait(20) == 0
+        ids = [entry.id for entry in self.sent() if entry.at > lost_before and entry.kind != "once"]
+        with suppress(AssertionError):  # `check` says what is missing
+            self.project.wait_done(ids)
         self.project.wait_empty()
 
     def check(self, *, lost_before: float = 0.0) -> str:
@@ -110,7 +114,9 @@ class Load:
         unstored = [entry.label for entry in due if entry.id not in records or records[entry.id].status != "SUCCESS"]
         assert not unstored, f"results of {len(unstored)} lost: {unstored[:10]}"
         started = {entry.label for entry in journal if entry.what == "start"}
-        forgotten = [entry.label for entry in sent if int(entry.label.rpartition("-")[2]) % 10 == 1 and f"after-{entry.label}" not in started]
+        forgotten = [
+            entry.label for entry in sent if int(entry.label.rpartition("-")[2]) % 10 == 1 and f"after-{entry.label}" not in started
+        ]
         assert not forgotten, f"follow-ups of {forgotten[:10]} lost"
         assert not self.project.dead()
 

@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import module_from_spec, spec_from_file_location
@@ -113,6 +113,9 @@ class Project:
     directory: Path
     settings: Mapping[str, Any]
     home: Home = field(default_factory=SQLiteHome)
+    python: str = sys.executable
+    paths: Sequence[Path] = (SOURCES,)
+    """Where it looks for modules."""
     mark: str = field(default_factory=lambda: uuid4().hex)
     workers: list[WorkerProcess] = field(default_factory=list)
     programs: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -156,7 +159,7 @@ class Project:
         """Starts a worker and waits until it is registered and has its processes (unless `ready` is False)."""
         name = name or f"w{len(self.workers) + 1}"
         log_path = self.directory / f"worker-{len(self.workers) + 1}.log"
-        command = [sys.executable, "-m", "celeriac", "-A", "proj", "worker", "-l", "info", "-n", f"{name}@%h", *arguments]
+        command = [self.python, "-m", "celeriac", "-A", "proj", "worker", "-l", "info", "-n", f"{name}@%h", *arguments]
         with log_path.open("wb") as log:
             popen = subprocess.Popen(
                 command,
@@ -247,7 +250,13 @@ class Project:
 
     def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "CELERIAC_"))}
-        return {**kept, "PYTHONPATH": str(SOURCES), "PYTHONDONTWRITEBYTECODE": "1", MARK: self.mark, **(more or {})}
+        return {
+            **kept,
+            "PYTHONPATH": os.pathsep.join(map(str, self.paths)),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            MARK: self.mark,
+            **(more or {}),
+        }
 
     # -- what tasks did --------------------------------------------------------------------------------------------
 
@@ -293,6 +302,15 @@ class Project:
         """Waits for this state of a task's record; returns the record."""
         until(lambda: self.state(task_id) == state, f"{task_id} is {state}", seconds=seconds)
         return self.backend.fetch([task_id])[task_id]
+
+    def wait_done(self, ids: Sequence[str], *, seconds: float = PATIENCE_SECONDS) -> None:
+        """Waits until all of these tasks have succeeded."""
+
+        def not_done() -> list[str]:
+            records = self.backend.fetch(ids)
+            return [id for id in ids if id not in records or records[id].status != "SUCCESS"]
+
+        until(lambda: not not_done(), f"all of {len(ids)} tasks have succeeded", seconds=seconds)
 
     def dead(self, queue: str = "celery") -> dict[str, Any]:
         """The dead letters by id."""
