@@ -51,6 +51,10 @@ class Breaker:
         self._trouble = trouble
         self._probe_at = self._monotonic() + PROBE_SECONDS
 
+    def connected(self) -> None:
+        """No answer yet, but quick enough: whatever becomes of this try, others need not wait for its deadline."""
+        self._probe_at = min(self._probe_at, self._monotonic() + PROBE_SECONDS)
+
     def answered(self) -> None:
         """An answer counts; a connection alone, to a proxy whose server is gone, does not."""
         self._failures = 0

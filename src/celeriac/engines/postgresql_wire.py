@@ -144,6 +144,7 @@ class Database:
         except EngineUnavailable as trouble:
             self._breaker.failed(str(trouble))
             raise
+        self._breaker.connected()
         try:
             if not self._migrated:
                 self._migrate(connection, deadline)

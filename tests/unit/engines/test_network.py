@@ -56,6 +56,17 @@ def test_one_call_is_let_through_to_try_and_nobody_else_while_it_does(seconds: S
         breaker.check(seconds.now + 0.1)
 
 
+def test_a_try_that_got_a_connection_and_then_broke_holds_up_the_next_one_no_longer_than_a_failure(seconds: Seconds) -> None:
+    breaker = broken(seconds)
+    seconds.now += PROBE_SECONDS
+    breaker.check(seconds.now + 60)
+    breaker.connected()
+    with pytest.raises(EngineUnavailable):
+        breaker.check(seconds.now + 60)
+    seconds.now += PROBE_SECONDS
+    breaker.check(seconds.now + 60)
+
+
 def test_an_answer_ends_the_trouble(seconds: Seconds) -> None:
     breaker = broken(seconds)
     breaker.answered()
