@@ -26,6 +26,7 @@ from .contracts.results import ResultBackend
 from .core import events
 from .core.errors import AlreadyRegistered, ImproperlyConfigured
 from .core.routing import Router
+from .core.serialize import encode_value
 from .core.settings import SETTINGS, Settings, check_name, check_values, from_environ, read_settings
 from .tasks import registry
 from .tasks.groups import GroupResult as Group
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .contracts.engine import Engine
     from .contracts.joins import Joins
     from .contracts.schedules import Schedules, SchedulingEngine
+    from .contracts.steps import Steps
     from .tasks.control import Control
     from .tasks.entries import Entries
 
@@ -688,6 +690,17 @@ class Celeriac:
                 "Set result_backend to a redis://, postgresql:// or sqlite:/// URL."
             )
         return cast("Joins", self.backend)
+
+    def occur(self, event: str, value: Any = None) -> list[str]:
+        """An event occurs, with a value: the tasks that wait for it (`celeriac.steps.wait_for_event`) go on, and those that will wait for it do not.
+
+        Returns the ids of those that waited. Raises EngineUnavailable: it has not occurred.
+        """
+        if not self.broker.capabilities.steps:
+            raise ImproperlyConfigured(
+                f"Events need a broker that keeps them: sqlite:// or memory://. {self.broker.capabilities.engine} does not."
+            )
+        return cast("Steps", self.broker).occur(event, encode_value(value, f"the value of event {event!r}"))
 
     @property
     def schedule_store(self) -> Schedules:

@@ -17,6 +17,7 @@
     └── TaskPredicate               not errors: how a task tells what is to become of it
         └── Retry, Ignore (└── Replaced), Reject
     SoftTimeLimitExceeded           a plain Exception, so that a task may catch it
+    Paused                          a BaseException, so that a task does not catch it by mistake
 
 Where Celery has an exception of that meaning, ours has its name.
 """
@@ -25,7 +26,10 @@ from __future__ import annotations
 
 import builtins
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .message import Pause
 
 
 class CeleriacError(Exception):
@@ -175,6 +179,14 @@ class Retry(TaskPredicate):
             return self.message
         text = f"Retry {self.humanize()}"
         return f"{text}: {self.exc!r}" if self.exc is not None else text
+
+
+class Paused(BaseException):
+    """The run ends here, and the task goes on later: raised by `sleep` and `wait_for_event`. No Exception, so that a task that catches these does not catch it."""
+
+    def __init__(self, pause: Pause) -> None:
+        super().__init__(f"waits at step {pause.step!r}")
+        self.pause = pause
 
 
 class Ignore(TaskPredicate):

@@ -14,6 +14,8 @@ REVOKED = "REVOKED"
 REJECTED = "REJECTED"
 RETRY = "RETRY"
 IGNORED = "IGNORED"
+PAUSED = "PAUSED"
+"""Of one run, never of a record: it ended at a wait, and the task goes on later."""
 
 READY_STATES = frozenset({SUCCESS, FAILURE, REVOKED})
 UNREADY_STATES = frozenset({PENDING, RECEIVED, STARTED, REJECTED, RETRY})

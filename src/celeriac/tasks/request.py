@@ -11,6 +11,7 @@ from msgspec import Raw
 from ..core.message import Delivery, Message
 
 if TYPE_CHECKING:
+    from .steps import Kept
     from .task import Task
 
 _DIRECT = Message(id="", task="", body=Raw(b"[[],{},null]"))
@@ -79,6 +80,8 @@ class Request:
     """True while the task's own code runs: only then an exception may be raised in it from outside (a time limit, a revoke)."""
     ended_by: BaseException | None = None
     """The exception that was raised in it from outside."""
+    kept_steps: Kept | None = None
+    """The durable steps of this run, once there is one."""
     additions: list[Any]
     """Signatures, in their normal form, that this run has added to its chord."""
 
@@ -131,7 +134,18 @@ class Request:
         self.__dict__.update(attributes)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        for name in ("id", "task", "args", "kwargs", *_FROM_MESSAGE, "ignore_result", "hostname", "is_eager", "called_directly", "children"):
+        for name in (
+            "id",
+            "task",
+            "args",
+            "kwargs",
+            *_FROM_MESSAGE,
+            "ignore_result",
+            "hostname",
+            "is_eager",
+            "called_directly",
+            "children",
+        ):
             yield name, getattr(self, name)
 
     def __repr__(self) -> str:

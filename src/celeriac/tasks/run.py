@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Raw, Struct
 
 from ..core import events, states
-from ..core.errors import Ignore, Reject, Replaced, Retry, SoftTimeLimitExceeded, TaskRevokedError
+from ..core.errors import Ignore, Paused, Reject, Replaced, Retry, SoftTimeLimitExceeded, TaskRevokedError
+from ..core.message import Pause
 from ..core.retry import backoff_seconds
 from ..core.serialize import encode_value
 from .request import Request, _current
@@ -39,7 +40,7 @@ class Outcome(Struct, kw_only=True):
     """What came of one run."""
 
     state: str
-    """SUCCESS, FAILURE, RETRY, REVOKED, IGNORED or REJECTED."""
+    """SUCCESS, FAILURE, RETRY, REVOKED, IGNORED, REJECTED or PAUSED."""
     value: Any = None
     encoded: Raw | None = None
     """With SUCCESS: the value as JSON; None when no result is to be stored, or the run was eager."""
@@ -49,6 +50,8 @@ class Outcome(Struct, kw_only=True):
     retry: Retry | None = None
     reason: str = ""
     """With REJECTED: why."""
+    pause: Pause | None = None
+    """With PAUSED: what it waits for."""
     requeue: bool = False
     """With REJECTED: back into the queue instead of into the dead letters."""
     replaced_by: Any = None
@@ -194,6 +197,8 @@ def _classify(task: Task[..., Any], request: Request, error: BaseException) -> t
     """Turns what a task raised into its outcome."""
     if error is request.ended_by and not isinstance(error, SoftTimeLimitExceeded):
         return _failed(task, request, error)
+    if isinstance(error, Paused):
+        return Outcome(state=states.PAUSED, pause=error.pause, started_at=_EPOCH), None
     if isinstance(error, Ignore):
         replaced_by = error.signature if isinstance(error, Replaced) else None
         return Outcome(state=states.IGNORED, replaced_by=replaced_by, started_at=_EPOCH), None

@@ -181,16 +181,25 @@ class Executor:
     def settlement(self, delivery: Delivery, task: Task[Any, Any], request: Request, outcome: Outcome, early: bool = False) -> Settlement:
         """What an outcome means for the message, its result and its follow-ups."""
         try:
-            return self._settled(delivery, task, request, outcome, early)
+            settlement = self._settled(delivery, task, request, outcome, early)
         except Exception as error:  # such as a retry with arguments that cannot be sent, or a next step that has nowhere to go
             failure = conclude(task, request, error, outcome.started_at)
             request.embed = {"chain": request.embed.get("chain")}
-            return self._settled(delivery, task, request, failure, early)
+            settlement = self._settled(delivery, task, request, failure, early)
+        if request.kept_steps is not None and request.kept_steps.used and settlement.verdict is Verdict.DONE:
+            return structs.replace(settlement, forgets=True)
+        return settlement
 
     def _settled(self, delivery: Delivery, task: Task[Any, Any], request: Request, outcome: Outcome, early: bool) -> Settlement:
         self._log(request, outcome)
         state = outcome.state
         message = request.message
+        if state == states.PAUSED:
+            # It was in time to start, so it is in time to go on.
+            going_on = None if message.expires is None else structs.replace(message, expires=None)
+            return Settlement(
+                id=delivery.id, verdict=Verdict.RETRY, lease=delivery.lease, receipt=delivery.receipt, message=going_on, pause=outcome.pause
+            )
         if message.join is not None and state == states.SUCCESS and outcome.encoded is not None and not _goes_on(request):
             return Settlement(  # what most members of a chord come to: `advance` would say the same
                 id=delivery.id,
@@ -345,6 +354,10 @@ class Executor:
     def _joined(self, message: Message, args: tuple[Any, ...]) -> tuple[BaseException | None, tuple[Any, ...]]:
         """What the join that a message has waited for comes to: an error when a member has failed, else the message's arguments after the members' results."""
         assert message.joined is not None
+        if message.immutable:
+            state = self.joins.joins([message.joined]).get(message.joined)
+            if state is not None and not state.failed:
+                return None, args
         arrivals = self.joins.arrivals(message.joined)
         if not arrivals and message.joined not in self.joins.joins([message.joined]):
             return ChordError(
@@ -445,6 +458,8 @@ class Executor:
             case states.SUCCESS:
                 if logger.isEnabledFor(logging.INFO):
                     logger.info("Task %s[%s] succeeded in %.6gs: %.200r", request.task, request.id, outcome.runtime_seconds, outcome.value)
+            case states.PAUSED if outcome.pause is not None:
+                logger.info("Task %s[%s] waits at step %r", request.task, request.id, outcome.pause.step)
             case states.RETRY:
                 logger.info("Task %s[%s] retry: %s", request.task, request.id, outcome.retry)
             case states.FAILURE if outcome.expected:
