@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from celeriac import Signature, chain, chord, group
+from celeriac.canvas import feed
 from celeriac.exceptions import ChordError
 from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
@@ -141,3 +142,44 @@ def expected_of_nested() -> int:
     header = (1 + 3 * 1) + 2 + 1
     each = 1 + header
     return 1 + 2 * each
+
+
+@every_engine()
+def test_a_group_is_fed_no_faster_than_it_is_worked_off(project: Project) -> None:
+    flows = flows_of(project)
+    project.worker("-c", "1", *FLOWS)
+    deepest = 0
+
+    def members() -> Iterator[Any]:
+        nonlocal deepest
+        for value in range(3000):
+            if value % 50 == 0:
+                deepest = max(deepest, project.broker.depth(["celery"])["celery"].ready)
+            yield flows.number.s(value)
+
+    fed = feed(members(), flows.total.s(), window=200, app=project.app)
+    assert fed.sent == 3000 and fed.result is not None
+    assert fed.result.get(timeout=30) == sum(range(3000))
+    assert 0 < deepest <= 400, "about 200, as far as an engine knows how many are ready"
+    assert fed.ended() is None
+    counted = feed((flows.boom.s() for _ in range(10)), flows.body.si("after", "fed"), app=project.app)
+    assert counted.result is not None
+    assert isinstance(counted.result.get(timeout=30, propagate=False), ChordError)
+    assert feed([], flows.total.s(), app=project.app).result.get(timeout=30) == 0  # type: ignore[union-attr]
+    project.wait_empty()
+
+
+@every_engine()
+def test_a_generator_that_fails_fails_its_body(project: Project) -> None:
+    flows = flows_of(project)
+    project.worker("-c", "1", *FLOWS)
+    body = flows.total.s()
+    result = body.freeze()
+
+    def members() -> Iterator[Any]:
+        yield flows.number.s(1)
+        raise OSError("the list of members ends here")
+
+    with pytest.raises(OSError, match="ends here"):
+        feed(members(), body, app=project.app)
+    assert "ends here" in repr(result.get(timeout=30, propagate=False))
