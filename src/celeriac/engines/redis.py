@@ -47,6 +47,7 @@ from .redis_wire import Place, Refused, Script, Server, Subscription, bulk, comm
 
 if TYPE_CHECKING:
     from ..contracts.engine import Engine
+    from ..contracts.schedules import Schedules
 
 LETTER_SECONDS = 60
 """How long a letter waits for its reader."""
@@ -76,7 +77,7 @@ class RedisEngine:
     `sentinel_kwargs` (Sentinel), `socket_timeout` (how long a verb waits for the server), `socket_connect_timeout`, and redis-py's `ssl_…`, `username`, `password`, `client_name`.
     """
 
-    capabilities = Capabilities(engine="redis")
+    capabilities = Capabilities(engine="redis", schedules=True)
 
     def __init__(
         self,
@@ -101,7 +102,17 @@ class RedisEngine:
         self._pens: deque[_Pen] = deque()
         self._unsure: dict[Any, tuple[_Pen, float]] = {}
         self._heard = threading.local()
+        self._schedules: Schedules | None = None
         _engines.add(self)
+
+    @property
+    def schedules(self) -> Schedules:
+        """Where schedules are kept, on the same server and in the same steps."""
+        if self._schedules is None:
+            from .schedules.redis import RedisSchedules
+
+            self._schedules = RedisSchedules(self)
+        return self._schedules
 
     # -- the life of a message -----------------------------------------------------------------------------------
 
