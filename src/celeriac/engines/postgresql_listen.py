@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.errors import EngineUnavailable
 from .network import readable
-from .postgresql_wire import Connection, Database, longs, rows_of, texts
+from .postgresql_wire import Array, Connection, Database, longs, rows_of, texts
 
 LOOKS_SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """After so long a waiter looks for himself. The first looks find what was committed just as he lay down; the last is the net."""
@@ -21,6 +21,10 @@ WIDE_SUBSCRIPTION = 50
 
 ATTEND = "SELECT {s}.attend($1)"
 LEAVE = "SELECT count(pg_advisory_unlock_shared(k)) FROM unnest($1::bigint[]) k"
+# What the results looked like just before: so a change that comes in between is told twice rather than never.
+ATTEND_RESULTS = (
+    "WITH v AS MATERIALIZED (SELECT {s}.results_version($2)::text AS version) SELECT a, v.version FROM {s}.attend($1) a CROSS JOIN v"
+)
 RESULTS_VERSION = "SELECT {s}.results_version($1)::text"
 
 
@@ -36,9 +40,9 @@ class Listener:
         self.generation = 0
         self._process = os.getpid()
 
-    def attending(self, names: Sequence[str]) -> Place:
-        """`with` it, one waits for these names."""
-        return Place(self, names)
+    def attending(self, names: Sequence[str], results: Array | None = None) -> Place:
+        """`with` it, one waits for these names, and knows what the results of these ids looked like just before."""
+        return Place(self, names, results)
 
     def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -53,14 +57,18 @@ class Listener:
             self._hand_out()
             return found
 
-    def join(self, place: Place, names: Sequence[str]) -> list[int]:
+    def join(self, place: Place) -> None:
         with self._lock:
-            keys = [key for (key,) in self.rows(ATTEND, (texts(names),))]
-            for key in keys:
+            if place.results is None:
+                rows = self.rows(ATTEND, (texts(place.names),))
+            else:
+                rows = self.rows(ATTEND_RESULTS, (texts(place.names), place.results))
+                place.version = rows[0][1]
+            place.keys = [row[0] for row in rows]
+            for key in place.keys:
                 self._places.setdefault(key, []).append(place)
             place.generation = self.generation
             place.socket = self._connection.socket if self._connection is not None else -1
-            return keys
 
     def leave(self, place: Place) -> None:
         with self._lock:
@@ -136,9 +144,11 @@ class Listener:
 class Place:
     """Of one who waits, at the listener."""
 
-    def __init__(self, listener: Listener, names: Sequence[str]) -> None:
+    def __init__(self, listener: Listener, names: Sequence[str], results: Array | None) -> None:
         self._listener = listener
-        self._names = names
+        self.names = names
+        self.results = results
+        self.version = ""
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
         self.keys: list[int] = []
         self.generation = -1
@@ -146,7 +156,7 @@ class Place:
 
     def __enter__(self) -> Place:
         try:
-            self.keys = self._listener.join(self, self._names)
+            self._listener.join(self)
         except BaseException:
             self.close()
             raise
@@ -156,7 +166,7 @@ class Place:
         self.close()
 
     def join_again(self) -> None:
-        self.keys = self._listener.join(self, self._names)
+        self._listener.join(self)
 
     def is_lost(self) -> bool:
         return self.generation != self._listener.generation
@@ -220,17 +230,12 @@ class Subscription:
         self._listener = listener
         self._ids = texts(ids)
         names = ["r", *(f"r{id}" for id in dict.fromkeys(ids))] if len(ids) <= WIDE_SUBSCRIPTION else ["r", "r*"]
-        self._place: Place | None = self._listener.attending(names)
-        self._place.__enter__()
         self._watch: Any = None
-        self._begin()
+        self._place: Place | None = self._listener.attending(names, self._ids)
+        self._begin(self._place.__enter__())
 
-    def _begin(self) -> None:
-        try:
-            self._version = self._listener.rows(RESULTS_VERSION, (self._ids,))
-        except BaseException:
-            self.close()
-            raise
+    def _begin(self, place: Place) -> None:
+        self._version = place.version
         self._pauses = iter(LOOKS_SECONDS)
         self._look_at = time.monotonic() + next(self._pauses)
 
@@ -255,7 +260,7 @@ class Subscription:
                 place.join_again()
                 if self._watch is not None:
                     self._add(place.socket)
-                self._begin()
+                self._begin(place)
                 return True
             if place.rest(min(deadline, self._look_at)):
                 if place.is_lost():
@@ -264,7 +269,8 @@ class Subscription:
             now = time.monotonic()
             if now >= self._look_at:
                 self._look_at = now + next(self._pauses, LOOKS_SECONDS[-1])
-                before, self._version = self._version, self._listener.rows(RESULTS_VERSION, (self._ids,))
+                before = self._version
+                ((self._version,),) = self._listener.rows(RESULTS_VERSION, (self._ids,))
                 if self._version != before:
                     return True
             if now >= deadline:

@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -74,6 +75,8 @@ class Held(msgspec.Struct, array_like=True):
     holder: Holder | None = None
     taken_at: float = 0.0
     revoked: bool = False
+    place: tuple[int, float, int, float] = (0, 0.0, 0, 0.0)
+    """Its place among those that are buffered."""
 
 
 def read_slip(properties: bytes, body: bytes, queue: str, tag: int, redelivered: bool, now: float) -> tuple[Held, float]:
@@ -353,7 +356,7 @@ class Intake:
             candidates = [held for queue in queues for held in self.buffer.get(queue) or ()]
         if not candidates:
             return []
-        candidates = sorted(candidates, key=self._rank)
+        candidates = sorted(candidates, key=_by_place)
         taken = candidates[:limit]
         if len(queues) == 1:
             self.buffer[queues[0]] = candidates[limit:]
@@ -372,13 +375,17 @@ class Intake:
             self.held[held.id] = held
         return taken
 
-    def _rank(self, held: Held) -> tuple[int, float]:
+    def _place(self, held: Held, kind: str) -> tuple[int, float, int, float]:
+        """By priority where the queue has priorities; then by how long it has waited. In the same millisecond, what was given back comes first; else as RabbitMQ gives."""
+        priority = 0
         given = self.topology.queues.get(held.queue)
-        if given is None or "max_priority" not in given.options:
-            return (0, held.since)
-        with suppress(ValueError, IndexError, struct.error):
-            return (-int(wire.read_properties(held.properties)[1].get("priority", 0)), held.since)
-        return (0, held.since)
+        if given is not None and "max_priority" in given.options:
+            with suppress(ValueError, IndexError, struct.error):
+                priority = int(wire.read_properties(held.properties)[1].get("priority", 0))
+        self._arrivals += 1
+        return (-priority, round(held.since, 3), 1, self._arrivals) if kind == "queue" else (-priority, round(held.since, 3), 0, held.since)
+
+    _arrivals = 0
 
     def _count(self, queues: Iterable[str]) -> int:
         return sum(len(self.buffer.get(queue) or ()) for queue in queues)
@@ -642,6 +649,7 @@ class Intake:
             elif wait > 0.0:
                 self._not_due.append((held, wait))
             else:
+                held.place = self._place(held, kind)
                 self.buffer.setdefault(consumer.queue, []).append(held)
                 self._wake(consumer.queue)
         elif kind == "custody":
@@ -1098,4 +1106,5 @@ def _is_ours(link: socket.socket) -> bool:
     return bool(user == os.getuid())
 
 
+_by_place = attrgetter("place")
 _NOTHING_TO_SAY = frozenset((wire.BASIC_QOS_OK,))

@@ -188,10 +188,12 @@ def _decompressed(body: bytes, method: str) -> bytes:
     import bz2
     import zlib
 
-    match method:
-        case "application/x-gzip" | "zlib" | "gzip":
-            return zlib.decompress(body)
-        case "application/x-bz2" | "bzip2" | "bzip":
-            return bz2.decompress(body)
-        case _:
-            raise DecodeError(f"Its body is compressed by {method!r}, which is not known here. zlib and bzip2 are.")
+    try:
+        match method:
+            case "application/x-gzip" | "zlib" | "gzip":
+                return zlib.decompress(body)
+            case "application/x-bz2" | "bzip2" | "bzip":
+                return bz2.decompress(body)
+    except (zlib.error, OSError, ValueError) as problem:
+        raise DecodeError(f"Its body is said to be compressed by {method}, and is not: {problem}") from problem
+    raise DecodeError(f"Its body is compressed by {method!r}, which is not known here. zlib and bzip2 are.")
