@@ -12,12 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 
 from ..contracts.inspect import Depth, Waiting
 from ..contracts.mailbox import Node
+from ..contracts.steps import Step, Steps
 from ..core import states
 from ..core.message import Attempt, Message, Record
 from ..core.serialize import decode_exception, decode_value
@@ -34,7 +35,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     state: str
     """unknown, scheduled, waiting, reserved, running, dead, succeeded, failed, revoked, unfinished."""
     reasons: list[str]
-    """Machines' words for it, the weightiest first: not-due, retrying, queue-paused, no-worker, unknown-task, given-back, in-line, next, expired, …"""
+    """Machines' words for it, the weightiest first: not-due, retrying, sleeping, awaiting-event, queue-paused, no-worker, unknown-task, given-back, in-line, next, expired, …"""
     sentences: list[str]
     """The same for people; each says what to do where something can be done."""
     task: str | None = None
@@ -149,7 +150,7 @@ class _Story:
             self.say("expired", f"{self.named()} expired at {moment}: it will be revoked, not run, when its turn comes.")
         if self.message is not None and self.message.doom is not None:
             self.say("doomed", f"{self.named()} was killed; the next worker process concludes it with {_error_of(self.message.doom)}.")
-        not_due = self.where.state == "scheduled" and (self.where.due_at or 0.0) > self.now
+        not_due = self.where.state == "scheduled" and (self.where.due_at is None or self.where.due_at > self.now)
         # A retry counts interruptions anew, so what waits with one was given back for a while, by a worker that could not run it.
         given_back = not_due and self.where.interruptions > 0
         if given_back:
@@ -165,6 +166,10 @@ class _Story:
     # -- the steps ---------------------------------------------------------------------------------------------
 
     def _say_not_due(self) -> None:
+        wait = self._wait()
+        if wait is not None:
+            self._say_wait(wait)
+            return
         due_at = self.where.due_at or 0.0
         when = f"{moment_in_words(due_at)}, in {duration_in_words(due_at - self.now)}"
         tries = self.message.retries if self.message is not None else 0
@@ -173,6 +178,26 @@ class _Story:
             self.say("retrying", f"{self.named()} waits for its retry number {tries}, which is due {when}.", retries=tries)
         else:
             self.say("not-due", f"{self.named()} is not due yet: it may start {when}.")
+
+    def _wait(self) -> Step | None:
+        """The durable step at which it waits, if it does."""
+        if not self.app.broker.capabilities.steps:
+            return None
+        steps = cast("Steps", self.app.broker).recall(self.where.id).values()
+        return next((step for step in steps if step.result is None and step.until == self.where.due_at), None)
+
+    def _say_wait(self, wait: Step) -> None:
+        limit = "" if wait.until is None else f"{moment_in_words(wait.until)}, in {duration_in_words(wait.until - self.now)}"
+        facts = {"step": wait.name, "event": wait.event, "due_at": wait.until}
+        if wait.event is None:
+            self.say("sleeping", f"{self.named()} sleeps at its step {wait.name!r} until {limit}.", **facts)
+        else:
+            at_most = f" It waits until {limit}, and no longer." if limit else ""
+            self.say(
+                "awaiting-event",
+                f"{self.named()} waits for the event {wait.event!r}: `app.occur({wait.event!r}, …)` lets it go on.{at_most}",
+                **facts,
+            )
 
     def _say_given_back(self) -> None:
         due_at = self.where.due_at or 0.0

@@ -9,7 +9,7 @@ import pytest
 
 from celeriac.core.errors import TaskRevokedError
 from celeriac.core.ids import new_id
-from celeriac.core.message import Attempt, Delivery, Holder, Record, Revocation, Settlement, Verdict
+from celeriac.core.message import Attempt, Delivery, Holder, Pause, Record, Revocation, Settlement, Verdict
 from celeriac.core.serialize import encode_exception, encode_value
 from celeriac.engines.memory import MemoryEngine
 from celeriac.tasks.why import duration_in_words, why
@@ -85,6 +85,23 @@ def test_waiting_for_its_retry(app: FakeApp, clock: Clock) -> None:
     assert "retry number 1, which is due 2026-01-31 12:01:00 UTC, in 1 min" in told.sentences[0]
     assert "ConnectionError('x')" in told.sentences[1] and "celeriac@a" in told.sentences[1]
     assert told.facts["last_error"] == "ConnectionError('x')"
+
+
+@pytest.mark.parametrize(
+    ("pause", "reason", "words"),
+    [
+        (Pause(step="grace", seconds=3600), "sleeping", "sleeps at its step 'grace' until 2026-01-31 13:00:00 UTC, in 1 h"),
+        (Pause(step="s", event="paid:1"), "awaiting-event", "waits for the event 'paid:1': `app.occur('paid:1', …)` lets it go on."),
+        (Pause(step="s", event="e", seconds=60), "awaiting-event", "lets it go on. It waits until 2026-01-31 12:01:00 UTC, in"),
+    ],
+)
+def test_at_a_durable_step(app: FakeApp, pause: Pause, reason: str, words: str) -> None:
+    app.broker.publish([message()])
+    delivery = reserve(app, worker(app))
+    app.broker.settle([Settlement(id=delivery.id, verdict=Verdict.RETRY, lease=delivery.lease, receipt=delivery.receipt, pause=pause)])
+    told = why(app, delivery.id)
+    assert (told.state, told.reasons[0]) == ("scheduled", reason)
+    assert words in told.sentences[0]
 
 
 def test_paused_by_whom(app: FakeApp) -> None:
