@@ -124,8 +124,9 @@ class Beat:
         due = self.store.due(BATCH)
         if due.states:
             self._fire(due.states, due.now)
-            return 0.0
         self._keep_house()
+        if due.states:
+            return 0.0
         if due.next_due_at is None:
             return self.max_interval_seconds
         return min(self.max_interval_seconds, max(0.0, due.next_due_at - due.now))
