@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from tests.support.fixtures import engine, home, homes, make_project, project
+from tests.support.fixtures import engine, home, homes, make_project, project, proxied_homes
 
-__all__ = ["engine", "home", "homes", "make_project", "project"]
+__all__ = ["engine", "home", "homes", "make_project", "project", "proxied_homes"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,45 +7,24 @@ that a trouble began and once that it ended, no call took longer than `broker_pu
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.engines import SERVERS, Home, ServerHome, own_home, wait_for
+from tests.support.engines import SERVERS, Home, Homes, ServerHome, every_engine, wait_for
 from tests.support.load import Load
 from tests.support.workers import Project, until
 
 pytestmark = [pytest.mark.promise(1), pytest.mark.promise(8)]
 
-_alive: dict[str, Any] = {}
-"""Of this module: an engine's servers and how to end them."""
-
-
-@pytest.fixture(scope="module")
-def own_homes() -> Iterator[dict[str, Any]]:
-    yield _alive
-    while _alive:
-        _alive.popitem()[1][0].__exit__(None, None, None)
-
 
 @pytest.fixture
-def home(own_homes: dict[str, Any], engine: str) -> Home:
-    """Servers of this module's own, behind proxies."""
-    if engine not in own_homes:
-        while own_homes:
-            own_homes.popitem()[1][0].__exit__(None, None, None)
-        manager = own_home(engine, proxied=True)
-        own_homes[engine] = (manager, manager.__enter__())
-    home: Home = own_homes[engine][1]
-    return home
+def home(proxied_homes: Homes, engine: str) -> Home:
+    return proxied_homes[engine]
 
 
 def every_server() -> pytest.MarkDecorator:
-    chaos = [pytest.mark.chaos]
-    return pytest.mark.parametrize(
-        "engine", [pytest.param(name, marks=chaos if name == "redis-cluster" else []) for name in SERVERS], indirect=True
-    )
+    return every_engine(always=("redis", "postgresql", "rabbitmq"), engines=SERVERS)
 
 
 def under_load(project: Project) -> Load:

@@ -2,7 +2,7 @@
 
 Each project gets a namespace of its own there (a key prefix, a schema), so that tests share a server and know nothing of each other. Environment variables
 name servers that are ready: `CELERIAC_TEST_REDIS_URL`, `CELERIAC_TEST_REDIS_CLUSTER_URL`, `CELERIAC_TEST_POSTGRESQL`, `CELERIAC_TEST_RABBITMQ_URL`. Fault runs kill and restart
-servers, so they always start their own (`own_home`), with the durability that the engine's page recommends.
+servers, so they always start their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from uuid import uuid4
 
 import pytest
@@ -25,6 +25,13 @@ from .proxy import Proxy
 Settings = dict[str, Any]
 SERVERS = ("redis", "redis-cluster", "postgresql", "rabbitmq")
 ENGINES = ("sqlite", *SERVERS)
+Keeps = Literal["memory", "file", "disk"]
+"""Where what a server has answered must be: nowhere, in a file (it survives SIGKILL), or on the disk (it survives a loss of power)."""
+REDIS_KEEPS: dict[Keeps, tuple[str, ...]] = {
+    "memory": (),
+    "file": ("--appendonly", "yes", "--appendfsync", "no"),
+    "disk": ("--appendonly", "yes", "--appendfsync", "always"),
+}
 
 
 class Home(Protocol):
@@ -77,18 +84,18 @@ class SQLiteHome:
 
 
 class RedisHome:
-    """A server alone. `durable`: what it has answered is on the disk."""
+    """A server alone."""
 
     engine = "redis"
 
-    def __init__(self, *, durable: bool = False, proxied: bool = False, url: str | None = None) -> None:
+    def __init__(self, *, keeps: Keeps = "memory", proxied: bool = False, url: str | None = None) -> None:
         from .redis import Servers
 
         self.url = url
         self.proxies: list[Proxy] = []
         self.servers = Servers() if url is None else None
         if self.servers is not None:
-            self.options = ("--appendonly", "yes", "--appendfsync", "always") if durable else ()
+            self.options = REDIS_KEEPS[keeps]
             self.port = self.servers.start(*self.options)
             if proxied:
                 self.proxies = [Proxy(self.port)]
@@ -137,7 +144,7 @@ class RedisClusterHome:
 
     engine = "redis-cluster"
 
-    def __init__(self, *, durable: bool = False, proxied: bool = False, url: str | None = None) -> None:
+    def __init__(self, *, keeps: Keeps = "memory", proxied: bool = False, url: str | None = None) -> None:
         from .redis import Servers, free_port, make_cluster
 
         self.url = url
@@ -146,7 +153,7 @@ class RedisClusterHome:
         self.options: dict[int, list[str]] = {}
         if self.servers is not None:
             always = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
-            always += ["--appendonly", "yes", "--appendfsync", "always"] if durable else []
+            always += REDIS_KEEPS[keeps]
             for _ in range(3):
                 port = free_port()
                 options = list(always)
@@ -201,11 +208,11 @@ class RedisClusterHome:
 
 
 class PostgreSQLHome:
-    """A database. `durable`: as the server is by default; else it does not wait for its disk."""
+    """A database. Unless it `keeps` things on the disk, it does not wait for it."""
 
     engine = "postgresql"
 
-    def __init__(self, *, durable: bool = False, proxied: bool = False, url: str | None = None) -> None:
+    def __init__(self, *, keeps: Keeps = "memory", proxied: bool = False, url: str | None = None) -> None:
         from . import postgresql
 
         self.url = url
@@ -215,7 +222,7 @@ class PostgreSQLHome:
             if postgresql.program("postgres") is None or postgresql.program("initdb") is None:
                 postgresql.missing("PostgreSQL is not installed (apt-get install postgresql), and CELERIAC_TEST_POSTGRESQL names no server")
             self.directory = Path(tempfile.mkdtemp(prefix="celeriac-postgresql-"))
-            self.server = postgresql.Server(self.directory, options={} if durable else {"fsync": "off"})
+            self.server = postgresql.Server(self.directory, options={} if keeps == "disk" else {"fsync": "off"})
             self.server.make()
             self.server.start()
             if proxied:
@@ -274,16 +281,16 @@ class PostgreSQLHome:
 
 
 class RabbitMQHome:
-    """A node with its quorum queues, which are durable anyway; results are in a Redis beside it."""
+    """A node with its quorum queues, which are on the disk anyway; results are in a Redis beside it."""
 
     engine = "rabbitmq"
 
-    def __init__(self, *, durable: bool = False, proxied: bool = False, url: str | None = None) -> None:
+    def __init__(self, *, keeps: Keeps = "memory", proxied: bool = False, url: str | None = None) -> None:
         from . import rabbitmq
 
         self.url = url
         self.proxies: list[Proxy] = []
-        self.results = RedisHome(durable=durable, url=os.environ.get("CELERIAC_TEST_REDIS_URL") if not durable else None)
+        self.results = RedisHome(keeps=keeps, url=os.environ.get("CELERIAC_TEST_REDIS_URL") if keeps == "memory" else None)
         self.server: rabbitmq.Server | None = None
         if url is None:
             self.server = rabbitmq.Server()
@@ -340,15 +347,16 @@ _HOMES: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 class Homes:
-    """Those that all tests share, each made when a test first asks for it."""
+    """Those that all tests share, each made when a test first asks for it. `proxied`: servers of our own behind proxies, for tests that disturb them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, proxied: bool = False) -> None:
+        self._proxied = proxied
         self._homes: dict[str, Home] = {"sqlite": SQLiteHome()}
 
     def __getitem__(self, engine: str) -> Home:
         if engine not in self._homes:
             home, variable = _HOMES[engine]
-            self._homes[engine] = home(url=os.environ.get(variable))
+            self._homes[engine] = home(keeps="file", proxied=True) if self._proxied else home(url=os.environ.get(variable))
         return self._homes[engine]
 
     def close(self) -> None:
@@ -357,9 +365,9 @@ class Homes:
 
 
 @contextmanager
-def own_home(engine: str, *, proxied: bool = False) -> Iterator[Any]:
-    """A durable one for a test that kills servers."""
-    home = _HOMES[engine][0](durable=True, proxied=proxied)
+def own_home(engine: str, *, keeps: Keeps) -> Iterator[Any]:
+    """One for a test that kills servers."""
+    home = _HOMES[engine][0](keeps=keeps)
     try:
         yield home
     finally:

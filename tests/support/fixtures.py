@@ -22,6 +22,14 @@ def homes() -> Iterator[Homes]:
     homes.close()
 
 
+@pytest.fixture(scope="session")
+def proxied_homes() -> Iterator[Homes]:
+    """Servers of our own behind proxies, for tests that disturb them."""
+    homes = Homes(proxied=True)
+    yield homes
+    homes.close()
+
+
 @pytest.fixture
 def engine(request: pytest.FixtureRequest) -> str:
     """The engine under test. `every_engine()` runs a test on all of them; a test that says nothing runs on SQLite."""
@@ -30,7 +38,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def home(homes: Homes, engine: str) -> Home:
-    """Where the engine under test lives. A module that kills servers has one of its own."""
+    """Where the engine under test lives. A module that disturbs servers has its own."""
     return homes[engine]
 
 
