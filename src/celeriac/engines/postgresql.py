@@ -27,11 +27,13 @@ from urllib.parse import parse_qsl, quote, urlencode
 from weakref import WeakSet
 
 import msgspec
+from msgspec import Raw
 
 from ..contracts.broker import Capabilities
 from ..contracts.inspect import Depth, Waiting
 from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
+from ..contracts.steps import Step
 from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import EngineUnavailable, ImproperlyConfigured, NodeLost
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
@@ -108,6 +110,20 @@ PRUNE_JOINS = """
     DELETE FROM {s}.thens t USING gone g WHERE t.join_id = g.id
 """
 PRUNE_ENDINGS = "DELETE FROM {s}.endings e WHERE NOT EXISTS (SELECT FROM {s}.messages m WHERE m.id = e.id)"
+REMEMBER = "SELECT * FROM {s}.remember($1, $2, $3, $4, $5, $6, $7, $8)"
+STEPS = "SELECT name, result, failed, event, until FROM {s}.steps WHERE task_id = $1 ORDER BY n"
+OCCUR = "SELECT {s}.occur($1, $2, $3)"
+PRUNE_FUTURE_STEPS = "UPDATE {s}.steps SET touched = $1::float8 WHERE touched > $1::float8 + 60"
+PRUNE_FUTURE_EVENTS = "UPDATE {s}.events SET at = $1::float8 WHERE at > $1::float8 + 60"
+# Of tasks of which there is neither message nor dead letter. The others are looked at again when as much time has gone by.
+PRUNE_STEPS = """
+    WITH old AS (
+        SELECT s.n, EXISTS (SELECT FROM {s}.messages m WHERE m.id = s.task_id) OR EXISTS (SELECT FROM {s}.dead d WHERE d.id = s.task_id) AS held
+        FROM {s}.steps s WHERE s.touched < $1::float8 ORDER BY s.touched LIMIT $2::int FOR UPDATE SKIP LOCKED
+    ), kept AS (UPDATE {s}.steps s SET touched = $3::float8 FROM old WHERE s.n = old.n AND old.held)
+    DELETE FROM {s}.steps s USING old WHERE s.n = old.n AND NOT old.held
+"""
+PRUNE_EVENTS = "DELETE FROM {s}.events WHERE event IN (SELECT e.event FROM {s}.events e WHERE e.at < $1::float8 ORDER BY e.at LIMIT $2::int FOR UPDATE SKIP LOCKED)"
 OUTLOOK = "SELECT ready, due_in FROM {s}.outlook($1, $2)"
 HELD = (
     "SELECT 1, m.id, m.queue, m.token, m.crashes, m.interruptions, m.at,"
@@ -199,7 +215,7 @@ class PostgreSQLEngine:
     verb but `publish`, which is told), `listen` and `prepare` (both false behind PgBouncer in transaction mode), `poll_seconds` (how often to look without `listen`).
     """
 
-    capabilities = Capabilities(engine="postgresql", schedules=True)
+    capabilities = Capabilities(engine="postgresql", schedules=True, steps=True)
 
     def __init__(
         self,
@@ -466,7 +482,11 @@ class PostgreSQLEngine:
             self._throw_away_old_letters(run)
             pruned = 0
             run(PRUNE_ENDINGS)
+            run(PRUNE_FUTURE_STEPS, now)
+            run(PRUNE_FUTURE_EVENTS, now)
             if self._result_expires is not None:
+                run(PRUNE_STEPS, now - self._result_expires, limit, now)
+                run(PRUNE_EVENTS, now - self._result_expires, limit)
                 run(PRUNE_JOINS, now - self._result_expires, limit)
                 run(PRUNE_FUTURE, now, limit)
                 pruned = run.count(PRUNE, now - self._result_expires, limit)
@@ -503,6 +523,19 @@ class PostgreSQLEngine:
 
     def leave(self, ids: Sequence[str]) -> None:
         self._database.run(JOIN_UP, (_joins(leaves=ids), True, 0, self._now()))
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def remember(self, task_id: str, name: str, result: Raw, *, failed: bool = False, lease: Lease | None = None) -> Step | None:
+        fence = (None, None, None) if lease is None else (lease.holder.node, lease.holder.process, lease.token)
+        rows = self._database.rows(REMEMBER, (task_id, name, bytes(result), failed, *fence, self._now()))
+        return _step(rows[0]) if rows else None
+
+    def recall(self, task_id: str) -> dict[str, Step]:
+        return {row[0]: _step(row) for row in self._database.rows(STEPS, (task_id,))}
+
+    def occur(self, event: str, value: Raw) -> list[str]:
+        return [task_id for (task_id,) in self._database.rows(OCCUR, (event, bytes(value), self._now()))]
 
     # -- what people see -----------------------------------------------------------------------------------------
 
@@ -632,10 +665,10 @@ class PostgreSQLEngine:
     ) -> tuple[list[str], list[Delivery]]:
         plain = _plain(settlements)
         if plain is not None:
-            result = self._database.run(EXCHANGE_DONE, (*plain, _joins_of(settlements), *taker, self._now()))
+            result = self._database.run(EXCHANGE_DONE, (*plain, *taker, self._now(), _rest(settlements)))
         else:
             self._floors.forget()
-            result = self._database.run(EXCHANGE_EACH, (*self._each(settlements), _joins_of(settlements), *taker, self._now()))
+            result = self._database.run(EXCHANGE_EACH, (*self._each(settlements), *taker, self._now(), _rest(settlements)))
         refused: list[str] = []
         deliveries: list[Delivery] = []
         for row in range(result.ntuples):
@@ -697,6 +730,7 @@ class PostgreSQLEngine:
         rows = run("SELECT state::int, node FROM {s}.messages WHERE id = $1 FOR UPDATE", id)
         if rows and rows[0][0] != LEASED:
             run("DELETE FROM {s}.messages WHERE id = $1", id)
+            run("DELETE FROM {s}.steps WHERE task_id = $1", id)
             if kept is not None:
                 run(KEEP, *kept)
             return "waiting"
@@ -838,21 +872,42 @@ class _Rows:
         )
 
 
-def _joins_of(settlements: Sequence[Settlement]) -> Json | None:
-    """What happens to joins with these settlements; their numbers own it. None: nothing does."""
+def _rest(settlements: Sequence[Settlement]) -> Json | None:
+    """What these settlements bring about beside their messages; their numbers own it. None: nothing."""
     for one in settlements:
-        if one.arrival is not None or one.leaves is not None or one.opens or one.enlarges:
+        if one.arrival is not None or one.leaves is not None or one.forgets or one.opens or one.enlarges or one.more_records or one.pause:
             break
     else:
         return None
     numbered = list(enumerate(settlements, 1))
     opens = [(owner, join) for owner, one in numbered for join in one.opens]
-    arrivals = [(owner, one.arrival) for owner, one in numbered if one.arrival is not None]
     parts: dict[str, Any] = {
+        "records": [
+            {
+                "owner": owner,
+                "id": clean(record.task_id),
+                "status": clean(record.status),
+                "ready": record.status in READY_STATES,
+                "body": _encode(record),
+            }
+            for owner, one in numbered
+            for record in one.more_records
+        ],
+        "forgets": [{"owner": owner, "id": clean(one.id)} for owner, one in numbered if one.forgets],
+        "pauses": [
+            {
+                "owner": owner,
+                "step": clean(one.pause.step),
+                "event": None if one.pause.event is None else clean(one.pause.event),
+                "seconds": one.pause.seconds,
+            }
+            for owner, one in numbered
+            if one.pause is not None
+        ],
         "opens": _opens(opens),
         "then": _then([join for _, join in opens]),
         "enlarges": [{"owner": owner, "id": clean(id), "more": more} for owner, one in numbered for id, more in one.enlarges.items()],
-        "arrivals": _arriving(arrivals),
+        "arrivals": _arriving([(owner, one.arrival) for owner, one in numbered if one.arrival is not None]),
         "leaves": [{"owner": owner, "id": clean(one.leaves)} for owner, one in numbered if one.leaves is not None],
     }
     return Json(_encode({name: part for name, part in parts.items() if part}))
@@ -1027,7 +1082,7 @@ def _waiting(row: Any, now: float) -> Waiting:
         queue=queue,
         state=name,
         message=message,
-        due_at=due,
+        due_at=None if due == math.inf else due,
         waiting_since=0.0 if name == "scheduled" and at == due else at,
         node=node,
         process=process,
@@ -1036,6 +1091,11 @@ def _waiting(row: Any, now: float) -> Waiting:
         reason=reason,
         died_at=died,
     )
+
+
+def _step(row: Any) -> Step:
+    name, result, failed, event, until = row
+    return Step(name=name, result=None if result is None else Raw(result), failed=failed, event=event, until=until)
 
 
 def _without(ids: Sequence[str], kept: Sequence[str] | None) -> list[str]:
