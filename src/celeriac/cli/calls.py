@@ -234,9 +234,15 @@ def _as_row(id: str, record: Record | None) -> dict[str, Any]:
 @click.pass_obj
 def why(session: Session, task_id: str, timeout: float) -> None:
     """Say exactly why the task TASK_ID is not running, or what became of it."""
+    from msgspec import structs
+
+    from ..canvas.flow import Flow
     from ..tasks.why import why as explain
 
     explanation = explain(session.app, task_id, timeout_seconds=timeout)
+    if explanation.state == "unknown" and (flow := Flow.restore(task_id, session.app)) is not None:
+        sentences = flow.why()
+        explanation = structs.replace(explanation, state="unfinished", reasons=["members-missing"], sentences=sentences)
     if session.json:
         session.say_json(explanation)
     else:
