@@ -40,8 +40,14 @@ from . import rabbitmq_wire as wire
 from .network import readable
 from .rabbitmq_sender import LETTER_SECONDS, Publication, Sender, Topology
 
-QUIET_SECONDS = 0.03
-"""Nobody has asked for so long: what is buffered would wait behind something long."""
+QUIET_SECONDS = 0.05
+"""Nobody has asked for so long: what is buffered would wait behind something long. Twice as long after each time that it was given back for this, up to …"""
+LONGEST_QUIET_SECONDS = 1.0
+"""… so that a machine that is only slow does not carry messages to and fro."""
+PATIENCE_SECONDS = 0.02
+"""So long a process that asks is kept waiting for what RabbitMQ may be about to give; it takes "nothing" as a sign that it is idle."""
+CALM_SECONDS = 10.0
+"""After so long without it, the shortest time holds again."""
 LOCAL_SECONDS = 30.0
 """How long a call waits for RabbitMQ, unless it says otherwise."""
 SLICE_SECONDS = 0.02
@@ -189,6 +195,8 @@ class _Client:
         self.link = link
         self.buffer = bytearray()
         self.waits: frozenset[str] | None = None
+        self.asks: tuple[Sequence[str], int, list[str], float] | None = None
+        """Queues, limit, refused ids, and until when it is kept waiting."""
         self.holder: Holder | None = None
 
 
@@ -845,7 +853,11 @@ class Intake:
                 holder = client.holder = Holder(node, process)
                 self._require(node)
                 refused = self.acknowledge(leases)
-                return ("ok", refused, self._stream(holder, queues, limit) if limit > 0 else ())
+                taken = self._stream(holder, queues, limit) if limit > 0 else []
+                if not taken and limit > 0:
+                    client.asks = queues, limit, refused, time.monotonic() + PATIENCE_SECONDS
+                    return None
+                return ("ok", refused, taken)
             case "settle":
                 return ("ok", self.acknowledge(arguments[0]), ())
             case "stale":
@@ -885,31 +897,43 @@ class Intake:
         for queue, count in wanted.items():
             if queue not in self.paused:
                 consumer = self._open.get((queue, "queue"))
-                if consumer is None or consumer.prefetch < count or consumer.prefetch >= 4 * count:
-                    self._consume(queue, count)
+                if consumer is None or consumer.prefetch < count or consumer.prefetch > 8 * count:
+                    self._consume(queue, count if count <= 3 * len(self._demand) else 2 * count, anew=True)
+
+    def _answer_those_who_ask(self, now: float) -> None:
+        for client in list(self._clients.values()):
+            if client.asks is None or client.holder is None:
+                continue
+            queues, limit, refused, until = client.asks
+            taken = self._take([queue for queue in queues if queue not in self.paused], limit, client.holder)
+            if taken or now >= until:
+                client.asks = None
+                self._answer(client, ("ok", refused, taken))
 
     def _wake(self, queue: str) -> None:
-        for client in self._clients.values():
+        for client in list(self._clients.values()):
             if client.waits is not None and queue in client.waits:
                 client.waits = None
                 self._answer(client, ("woken", (), ()))
                 return
 
     def _pause_seconds(self) -> float:
-        return QUIET_SECONDS if (self._open and not self._waiting) else 1.0
+        if any(client.asks is not None for client in self._clients.values()):
+            return PATIENCE_SECONDS
+        return self._quiet_seconds if self._count(self.buffer) else 1.0
 
     def _tick(self) -> None:
         """What the passing of time asks for."""
         now = time.monotonic()
-        if (
-            (self._open or self._count(self.buffer))
-            and not self._waiting
-            and now - self._asked_at > QUIET_SECONDS
-            and not any(client.waits is not None for client in self._clients.values())
-        ):
+        self._answer_those_who_ask(now)
+        if self._surplus(now):
             self._begin_to_stop([queue for queue, kind in self._open if kind == "queue"])
             if not any(consumer.closing for consumer in self._consumers.values()):
                 self._give_back_buffer()
+                self._quiet_seconds = min(LONGEST_QUIET_SECONDS, 2 * self._quiet_seconds)
+                self._given_back_at = now
+        elif now - self._given_back_at > CALM_SECONDS:
+            self._quiet_seconds = QUIET_SECONDS
         if now - self._custody_at >= 1.0:
             self._custody_at = now
             old = [
@@ -918,6 +942,18 @@ class Intake:
             ]  # fmt: skip
             if old:
                 self._take_into_custody(old, now)
+
+    _quiet_seconds = QUIET_SECONDS
+    _given_back_at = 0.0
+
+    def _surplus(self, now: float) -> bool:
+        """Something is buffered, and nobody has asked for a while: all processes run something long."""
+        return (
+            bool(self._count(self.buffer))
+            and not self._waiting
+            and now - self._asked_at > self._quiet_seconds
+            and not any(client.waits is not None or client.asks is not None for client in self._clients.values())
+        )
 
     def _take_into_custody(self, messages: Sequence[Held], now: float) -> None:
         """A copy in a queue of our own, then an acknowledgement: the broker's clock begins anew."""
