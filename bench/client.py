@@ -184,7 +184,22 @@ def sizes() -> Answer:
     task = peer.app.tasks["bench.add"]
     message = peer.app.producer.message("bench.add", (2, 2), {}, task=task, options={}, parent=None)
     record = peer.app.backend.fetch([result.id])[result.id]
-    return {"message": len(msgspec.json.encode(message)), "record": len(msgspec.json.encode(record))}
+    return {"message": _bytes_of(message), "record": len(msgspec.json.encode(record))}
+
+
+def _bytes_of(message: Any) -> int:
+    """As the engine stores it: RabbitMQ has Celery's format."""
+    import msgspec
+
+    if not os.environ["BENCH_BROKER"].startswith("amqp"):
+        return len(msgspec.json.encode(message))
+    from celeriac.engines import rabbitmq_wire as wire
+    from celeriac.interop.celery import body_of, headers_of
+
+    properties = wire.properties(
+        headers_of(message), content_type="application/json", content_encoding="utf-8", priority=0, correlation_id=message.id
+    )
+    return len(properties) + len(body_of(message))
 
 
 COMMANDS: dict[str, Callable[..., Answer]] = {

@@ -10,13 +10,14 @@ from pathlib import Path
 from . import raw, servers
 from .figures import Numbers, Sizes
 from .raw import postgresql as raw_postgresql
+from .raw import rabbitmq as raw_rabbitmq
 from .raw import redis as raw_redis
 from .raw import sqlite as raw_sqlite
 from .servers import Server
 from .sides import Place
 
 ServerStart = Callable[[Path], contextlib.AbstractContextManager[Server]]
-SERVERS: dict[str, ServerStart] = {"redis": servers.redis, "postgresql": servers.postgresql}
+SERVERS: dict[str, ServerStart] = {"redis": servers.redis, "postgresql": servers.postgresql, "rabbitmq": servers.rabbitmq}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +142,23 @@ ENGINES: dict[str, Engine] = {
         targets=(
             Target(key="drain_per_s", times=20, than="procrastinate"),
             Target(key="sustained_per_s", times=20, than="procrastinate"),
+            Target(key="at_once_p50_ms", below=1),
+            Target(key="at_once_p99_ms", below=3),
+            Target(key="result_p50_ms", below=1),
+            Target(key="result_p99_ms", below=3),
+        ),
+    ),
+    "rabbitmq": Engine(
+        title="RabbitMQ",
+        sides=("celeriac", "celery", "dramatiq"),
+        broker="rabbitmq",
+        backend="redis",
+        figures=_LATENCIES,
+        raw_call=lambda place, directory, stored, count: raw_rabbitmq.call_us(_url(place), stored, count),
+        raw_drain=lambda place, directory, stored, count: raw_rabbitmq.drain_rate(*place.urls(directory), stored, count),
+        targets=(
+            Target(key="drain_per_s", times=8, than="celery"),
+            Target(key="sustained_per_s", times=8, than="celery"),
             Target(key="at_once_p50_ms", below=1),
             Target(key="at_once_p99_ms", below=3),
             Target(key="result_p50_ms", below=1),

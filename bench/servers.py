@@ -218,6 +218,100 @@ def _postgres_user() -> tuple[str, int]:
     raise Unavailable("there is no user as whom PostgreSQL could run")
 
 
+# -- RabbitMQ ------------------------------------------------------------------------------------------------------------
+
+_RABBITMQ = Path("/usr/lib/rabbitmq/bin")
+
+
+class RabbitMQ:
+    """One node, with Debian's defaults. Each measurement has a virtual host of its own."""
+
+    def __init__(self, pid: int, port: int, environment: dict[str, str]) -> None:
+        self.pid = pid
+        self.port = port
+        self.environment = environment
+        self.emptied = 0
+        self.version = self._control("eval", "rabbit_misc:version().").strip().strip('"')
+
+    @property
+    def title(self) -> str:
+        return f"RabbitMQ {self.version}"
+
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/bench{self.emptied}"
+
+    def backend_url(self) -> str:
+        raise Unavailable("RabbitMQ keeps no results")
+
+    def empty(self) -> None:
+        before, self.emptied = self.emptied, self.emptied + 1
+        remove = f'rabbit_vhost:delete(<<"bench{before}">>, <<"bench">>), ' if before else ""
+        name = f'<<"bench{self.emptied}">>'
+        allow = f'rabbit_auth_backend_internal:set_permissions(<<"guest">>, {name}, <<".*">>, <<".*">>, <<".*">>, <<"bench">>)'
+        self._control("eval", f'{remove}rabbit_vhost:add({name}, <<"bench">>), {allow}.')
+
+    def numbers(self) -> dict[str, float]:
+        return {}
+
+    def _control(self, *words: str) -> str:
+        done = subprocess.run(
+            [str(_RABBITMQ / "rabbitmqctl"), "-q", *words], env=self.environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise Unavailable(f"rabbitmqctl {words[0]} failed: {(done.stdout + done.stderr)[-500:]}")
+        return done.stdout
+
+
+@contextlib.contextmanager
+def rabbitmq(directory: Path) -> Iterator[Server]:
+    if not (_RABBITMQ / "rabbitmq-server").exists():
+        _install("rabbitmq-server")
+    epmd = shutil.which("epmd")
+    if epmd is None or not (_RABBITMQ / "rabbitmq-server").exists():
+        raise Unavailable("there is no rabbitmq-server here: apt-get install rabbitmq-server")
+    home = directory / "home"
+    home.mkdir(parents=True)
+    port, distribution, names = free_port(), free_port(), free_port()
+    cookie = home / ".erlang.cookie"
+    cookie.write_text("celeriacbench")
+    cookie.chmod(0o400)
+    (directory / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{port}\nlog.console = false\n")
+    (directory / "enabled_plugins").write_text("[].")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))},
+        "HOME": str(home),
+        "ERL_EPMD_PORT": str(names),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": f"bench{port}@localhost",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(distribution),
+        "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+        "RABBITMQ_LOG_BASE": str(directory / "logs"),
+        "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
+        "RABBITMQ_PID_FILE": str(directory / "pid"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+    }
+    log = directory / "output"
+    with (
+        running([epmd, "-port", str(names), "-address", "127.0.0.1"], env=environment, log=log, cwd=directory),
+        running([str(_RABBITMQ / "rabbitmq-server")], env=environment, log=log, cwd=directory) as node,
+    ):
+        if not wait_until(lambda: _speaks_amqp(port), timeout_seconds=60.0, every_seconds=0.1):
+            raise Unavailable(f"rabbitmq-server does not answer on port {port}:\n{_tail(log)}")
+        yield RabbitMQ(node.pid, port, environment)
+
+
+def _speaks_amqp(port: int) -> bool:
+    """Whoever greets it wrongly is told the right greeting."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(b"AMQP\x00\x00\x00\x00")
+            return connection.recv(8).startswith(b"AMQP")
+    except OSError:
+        return False
+
+
 # -- what they share -----------------------------------------------------------------------------------------------------
 
 

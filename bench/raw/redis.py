@@ -14,32 +14,32 @@ from . import call_us as timed
 
 def call_us(url: str, stored: Stored, count: int) -> float:
     """One RPUSH, answered."""
-    client = _client(url)
+    connection = client(url)
     body = os.urandom(stored.message)
-    microseconds = timed(lambda: client.rpush("raw-calls", body), count)
-    client.close()
+    microseconds = timed(lambda: connection.rpush("raw-calls", body), count)
+    connection.close()
     return microseconds
 
 
 def drain_rate(url: str, stored: Stored, count: int, processes: int = 2) -> float:
-    client = _client(url)
+    connection = client(url)
     body = os.urandom(stored.message)
     for _ in range(0, count, 1000):
-        client.rpush("raw", *[body] * min(1000, count))
-    total = client.llen("raw")
+        connection.rpush("raw", *[body] * min(1000, count))
+    total = connection.llen("raw")
     seconds = seconds_of([partial(_drain, url, os.urandom(stored.record), number) for number in range(processes)])
-    answered = client.dbsize()
-    client.close()
+    answered = connection.dbsize()
+    connection.close()
     if answered < total:
         raise RuntimeError(f"raw Redis answered {answered} of {total} messages")
     return float(total / seconds)
 
 
 def _drain(url: str, record: bytes, number: int) -> None:
-    client = _client(url)
+    connection = client(url)
     before, serial = 0, 0
     while True:
-        pipeline = client.pipeline(transaction=False)
+        pipeline = connection.pipeline(transaction=False)
         pipeline.lpop("raw", BATCH)
         if before:
             pipeline.mset({f"raw-result-{number}-{serial + position:024d}": record for position in range(before)})
@@ -50,7 +50,7 @@ def _drain(url: str, record: bytes, number: int) -> None:
         before = len(bodies)
 
 
-def _client(url: str) -> Any:
+def client(url: str) -> Any:
     import redis
 
     return redis.Redis.from_url(url)
