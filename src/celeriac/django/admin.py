@@ -1,12 +1,15 @@
-"""The admin's pages: results, with what to do about them."""
+"""The admin's pages: results, with what to do about them, and schedules, with what they sent and will send. The ledger's times are in the project's time zone, a preview's in the schedule's own."""
 
 from __future__ import annotations
 
 from ast import literal_eval
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from django import forms
 from django.contrib import admin, messages
+from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
@@ -14,8 +17,9 @@ from django.utils.translation import ngettext
 
 from ..core import states
 from ..core.errors import CeleriacError
-from .models import GroupResult, TaskResult
+from .models import ClockedSchedule, CrontabSchedule, GroupResult, IntervalSchedule, PeriodicTask, SolarSchedule, TaskResult
 from .project import ensure_app
+from .schedulers import tell
 
 _COLOURS = {
     states.SUCCESS: "#2e7d32",
@@ -190,3 +194,129 @@ def _short(text: str, length: int = 80) -> str:
 
 def _block(text: str) -> SafeString:
     return format_html('<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:0">{}</pre>', text)
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------------
+
+
+class _TaskName(forms.TextInput):
+    """A text, with the names of the known tasks to choose from."""
+
+    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
+        app = ensure_app()
+        app.import_modules()
+        names = format_html_join("", '<option value="{}">', ((task,) for task in sorted(app.tasks) if not task.startswith("celery.")))
+        field = super().render(name, value, {**(attrs or {}), "list": "celeriac-tasks", "size": 60}, renderer)
+        return format_html('{}<datalist id="celeriac-tasks">{}</datalist>', field, names)
+
+
+@admin.register(PeriodicTask)
+class PeriodicTaskAdmin(admin.ModelAdmin):
+    list_display = ("name", "task", "when", "enabled", "next_time", "last_run_at", "total_run_count")
+    list_filter = ("enabled", "one_off", "task", "start_time", "last_run_at")
+    search_fields = ("name", "task", "description", "args", "kwargs")
+    list_select_related = ("interval", "crontab", "solar", "clocked")
+    actions = ("enable", "disable", "run_now")
+    readonly_fields = ("last_run_at", "total_run_count", "next_times", "history")
+    save_as = True
+    fieldsets = (
+        (None, {"fields": ("name", "task", "enabled", "description")}),
+        (
+            _("When: one of these"),
+            {"fields": ("interval", "crontab", "solar", "clocked", "one_off", "start_time", "expires", "next_times")},
+        ),
+        (_("Call"), {"fields": ("args", "kwargs")}),
+        (_("Policies"), {"fields": ("misfire", "overlap", "expire_seconds")}),
+        (_("Way"), {"classes": ("collapse",), "fields": ("queue", "priority", "exchange", "routing_key", "headers")}),
+        (_("What was"), {"fields": ("last_run_at", "total_run_count", "history")}),
+    )
+
+    def formfield_for_dbfield(self, db_field: Any, request: Any, **kwargs: Any) -> Any:
+        if db_field.name == "task":
+            kwargs["widget"] = _TaskName
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
+    @admin.display(description=_("when"))
+    def when(self, row: PeriodicTask) -> str:
+        try:
+            return str(row.schedule.describe())
+        except (ValueError, TypeError, AttributeError):
+            return str(row.scheduler)
+
+    @admin.display(description=_("next"))
+    def next_time(self, row: PeriodicTask) -> str:
+        return next(iter(self._preview(row, 1)), "-") if row.enabled else "-"
+
+    @admin.display(description=_("next times"))
+    def next_times(self, row: PeriodicTask) -> SafeString | str:
+        found = self._preview(row, 10) if row.pk else []
+        return _block("\n".join(found)) if found else "-"
+
+    @admin.display(description=_("ledger"))
+    def history(self, row: PeriodicTask) -> SafeString | str:
+        try:
+            lines = ensure_app().schedules.history(row.name, limit=20) if row.pk else []
+        except CeleriacError as problem:
+            return str(problem)
+        if not lines:
+            return "-"
+        rows = format_html_join(
+            "",
+            "<tr><td>{}</td><td>{}</td><td>{} s</td><td>{}</td><td>{}</td></tr>",
+            ((_time(line.planned_at), line.outcome, f"{line.late_seconds:.1f}", line.message_id or "", line.why) for line in lines),
+        )
+        heads = format_html_join(
+            "", "<th>{}</th>", ((head,) for head in (_("planned"), _("what became of it"), _("late"), _("task id"), _("why")))
+        )
+        return format_html("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>", heads, rows)
+
+    def _preview(self, row: PeriodicTask, count: int) -> list[str]:
+        try:
+            found = ensure_app().schedules.preview(row.name, count)
+            return [f"{one.planned_at:%Y-%m-%d %H:%M:%S %Z}{f'  ({one.remark})' if one.remark else ''}" for one in found]
+        except (CeleriacError, ValueError, LookupError) as problem:
+            return [str(problem)]
+
+    # -- actions ---------------------------------------------------------------------------------------------------------
+
+    @admin.action(description=_("Enable the selected periodic tasks"), permissions=["change"])
+    def enable(self, request: Any, queryset: Any) -> None:
+        self._switch(request, queryset, True)
+
+    @admin.action(description=_("Disable the selected periodic tasks"), permissions=["change"])
+    def disable(self, request: Any, queryset: Any) -> None:
+        self._switch(request, queryset, False)
+
+    def _switch(self, request: Any, queryset: Any, enabled: bool) -> None:
+        for row in queryset:
+            row.enabled = enabled
+            row.save()
+        self.message_user(request, ngettext("%d periodic task changed.", "%d periodic tasks changed.", len(queryset)) % len(queryset))
+
+    @admin.action(description=_("Run the selected periodic tasks now"), permissions=["change"])
+    def run_now(self, request: Any, queryset: Any) -> None:
+        """Beside its schedule, also when it is disabled."""
+        app = ensure_app()
+        ids = []
+        for row in queryset:
+            try:
+                tell(app, [row])
+                ids.append(app.schedules.run(row.name, by=f"by {request.user}").id)
+            except (CeleriacError, ValueError, LookupError, RuntimeError) as problem:
+                self.message_user(request, f"{row.name}: {problem}", messages.ERROR)
+        if ids:
+            text = ngettext("%d task sent: %s", "%d tasks sent: %s", len(ids)) % (len(ids), ", ".join(ids))
+            self.message_user(request, text, messages.SUCCESS)
+
+
+@admin.register(IntervalSchedule, CrontabSchedule, SolarSchedule, ClockedSchedule)
+class ScheduleAdmin(admin.ModelAdmin):
+    list_display = ("__str__", "in_words")
+
+    @admin.display(description=_("in words"))
+    def in_words(self, row: Any) -> str:
+        return str(row.schedule.describe())
+
+
+def _time(seconds: float) -> str:
+    return f"{timezone.localtime(datetime.fromtimestamp(seconds, UTC)):%Y-%m-%d %H:%M:%S}"

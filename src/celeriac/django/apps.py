@@ -12,12 +12,13 @@ class CeleriacConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks, outbox, results, workers
+        from . import checks, outbox, results, schedulers, workers
         from .project import ensure_app, even_priorities
 
         app = ensure_app()
         even_priorities()
         outbox.install(app)
         results.install(app)
+        schedulers.install()
         workers.prepare()
         checks.register()
