@@ -32,17 +32,19 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import msgspec
+from msgspec import Raw
 
 from ..contracts.broker import Capabilities
 from ..contracts.inspect import Depth, Waiting
 from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
+from ..contracts.steps import Step
 from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import NodeLost
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
 from . import redis_scripts as scripts
-from .redis_scripts import BAND, TICKS
+from .redis_scripts import BAND, FOREVER, TICKS
 from .redis_wire import Place, Refused, Script, Server, Subscription, bulk, command
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class RedisEngine:
     `sentinel_kwargs` (Sentinel), `socket_timeout` (how long a verb waits for the server), `socket_connect_timeout`, and redis-py's `ssl_…`, `username`, `password`, `client_name`.
     """
 
-    capabilities = Capabilities(engine="redis", schedules=True)
+    capabilities = Capabilities(engine="redis", schedules=True, steps=True)
 
     def __init__(
         self,
@@ -275,6 +277,21 @@ class RedisEngine:
     def leave(self, ids: Sequence[str]) -> None:
         if ids:
             self._once(scripts.LEAVE, ("leave", *ids), self._seconds, list(ids))
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def remember(self, task_id: str, name: str, result: Raw, *, failed: bool = False, lease: Lease | None = None) -> Step | None:
+        fence = (lease.holder.node, _fence(lease)) if lease is not None else None
+        kept = self._run(scripts.REMEMBER, task_id, name, bytes(result).decode(), failed, fence)
+        return _step(name, _unpack(kept)) if kept is not None else None
+
+    def recall(self, task_id: str) -> dict[str, Step]:
+        found = self._run(scripts.RECALL, task_id)
+        rows = sorted((_unpack(found[at + 1])[-1], found[at].decode(), _unpack(found[at + 1])) for at in range(0, len(found), 2))
+        return {name: _step(name, row) for _, name, row in rows}
+
+    def occur(self, event: str, value: Raw) -> list[str]:
+        return _texts(self._run(scripts.OCCUR, event, bytes(value).decode()))
 
     # -- what people see -----------------------------------------------------------------------------------------
 
@@ -491,6 +508,7 @@ def _settlement_rows(settlements: Sequence[Settlement]) -> tuple[tuple[str, list
             or settlement.opens
             or settlement.enlarges
             or settlement.more_records
+            or settlement.forgets
         ):
             slow.append(settlement)
             continue
@@ -506,7 +524,7 @@ def _settlement_rows(settlements: Sequence[Settlement]) -> tuple[tuple[str, list
 
 
 def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
-    lease = settlement.lease
+    lease, pause = settlement.lease, settlement.pause
     records = [*([settlement.record] if settlement.record is not None else ()), *settlement.more_records]
     return (
         settlement.id,
@@ -522,6 +540,8 @@ def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
         list(settlement.enlarges.items()),
         _arrival_row(settlement.arrival) if settlement.arrival is not None else None,
         settlement.leaves,
+        (pause.step, pause.event, pause.seconds) if pause is not None else None,
+        settlement.forgets,
     )
 
 
@@ -552,12 +572,23 @@ def _record_text(record: Record) -> str:
     return f"{body[:-1]}{missing}}}" if missing else body
 
 
+def _step(name: str, row: Any) -> Step:
+    result, failed, event, until, _ = row
+    return Step(
+        name=name,
+        result=Raw(result.encode()) if result is not False else None,
+        failed=failed,
+        event=event if event is not False else None,
+        until=float(until) if until is not False else None,
+    )
+
+
 def _read_record(id: str, body: bytes) -> Record:
     """Also one that a Celery worker wrote, whose fields may be of other types."""
     try:
         return _decode_record(body)
     except msgspec.ValidationError:
-        found = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        found = msgspec.json.decode(body, type=dict[str, Raw])
     fields: dict[str, Any] = {}
     for name, raw in found.items():
         if name in ("result", "attempts") or name not in Record.__struct_fields__:
@@ -569,7 +600,7 @@ def _read_record(id: str, body: bytes) -> Record:
             fields[name] = value
     fields["task_id"] = id
     record = msgspec.convert(fields, Record)
-    return msgspec.structs.replace(record, result=msgspec.Raw(bytes(found["result"]))) if "result" in found else record
+    return msgspec.structs.replace(record, result=Raw(bytes(found["result"]))) if "result" in found else record
 
 
 def _fence(lease: Lease) -> str:
@@ -666,7 +697,7 @@ def _waiting(row: Any, asked_queue: str = "") -> Waiting:
         case b"ready":
             fields |= {"waiting_since": _since(float(told)), "ahead": more[0] if more else None}
         case b"scheduled":
-            fields |= {"due_at": float(told)}
+            fields |= {"due_at": float(told) if float(told) < FOREVER else None}
         case b"leased":
             fields |= {"waiting_since": _since(float(told)), "node": more[0].decode(), "process": more[1]}
         case _:

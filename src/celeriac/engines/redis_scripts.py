@@ -15,6 +15,8 @@ deadbody id → as in body                                 n, taken, deaths  the
 b:, bw:address  letters, and their token                 p:, x:pen  what a pen did last
 j:join  size, enlarged (by how many, before it had a size), arrived, failed, then, left (how many have still to leave), by (whose arrival completed it),
         and index → arrival
+t:task  name of a step → {result, failed, event, until, number}      a:event  {task, step} of each that waits for it
+e:event what it brought when it occurred last                        touched  task, by when something last happened to its steps
 
 first   does not exist. A script whose first write needs no memory may go on when the server has none left: so what is there is still worked off, and leases
         are renewed, while new tasks are refused.
@@ -33,9 +35,11 @@ PEN_SECONDS = 60
 TICKS = 100_000
 """In a second."""
 BAND = 900_000_000_000_000
+FOREVER = 1e15
+"""When a message is due that waits for an event alone."""
 
 START = (
-    f"local PEN_SECONDS, TICKS, BAND = {PEN_SECONDS}, {TICKS}, {BAND}"
+    f"local PEN_SECONDS, TICKS, BAND, FOREVER = {PEN_SECONDS}, {TICKS}, {BAND}, {FOREVER:.0f}"
     + """
 local P, R, call, pack, open, format = KEYS[1], KEYS[2], redis.call, cmsgpack.pack, cmsgpack.unpack, string.format
 local BODY = P .. 'body'
@@ -213,6 +217,49 @@ local function leave_join(id)
 end
 """
 
+# Steps of tasks. `pause` returns until when the task waits, or nothing if there is nothing to wait for.
+STEPPING = """
+local RESULT, FAILED, EVENT, UNTIL, NUMBER = 1, 2, 3, 4, 5
+local function get_step(task, name)
+  local packed = call('HGET', P .. 't:' .. task, name)
+  return packed and open(packed)
+end
+local function keep_step(task, name, step)
+  call('HSET', P .. 't:' .. task, name, pack(step))
+  call('ZADD', P .. 'touched', now, task)
+end
+local function end_step(task, name, step, result, failed)
+  if step[EVENT] then call('SREM', P .. 'a:' .. step[EVENT], pack({task, name})) end
+  step[RESULT], step[FAILED] = result, failed
+  keep_step(task, name, step)
+end
+local function pause(task, name, event, seconds)
+  local step = get_step(task, name)
+  if not step then
+    step = {false, false, event or false, seconds and now + seconds or false, call('HLEN', P .. 't:' .. task)}
+    keep_step(task, name, step)
+  end
+  if step[RESULT] then return end
+  if step[EVENT] then
+    local value = call('GET', P .. 'e:' .. step[EVENT])
+    if value then return end_step(task, name, step, value, false) end
+    call('SADD', P .. 'a:' .. step[EVENT], pack({task, name}))
+  end
+  local till = step[UNTIL] or FOREVER
+  if till > now then return till end
+end
+local function forget(task)
+  local found = call('HGETALL', P .. 't:' .. task)
+  if #found == 0 then return end
+  for i = 1, #found, 2 do
+    local step = open(found[i + 1])
+    if step[EVENT] and not step[RESULT] then call('SREM', P .. 'a:' .. step[EVENT], pack({task, found[i]})) end
+  end
+  call('DEL', P .. 't:' .. task)
+  call('ZREM', P .. 'touched', task)
+end
+"""
+
 # leased → somewhere else.
 MOVING = """
 local function publish_all(rows)
@@ -227,6 +274,7 @@ local function end_revoked(id)
   local ending = open(call('HGET', P .. 'ending', id))
   call('HDEL', P .. 'ending', id)
   call('HDEL', BODY, id)
+  forget(id)
   conclude(ending[1], ending[2])
 end
 local function give_back(id, queue, place, text, crashed, delay)
@@ -381,6 +429,7 @@ if #slow > 0 and not before then
     + PUBLISHING
     + STORING
     + JOINING
+    + STEPPING
     + MOVING
     + """
   local function move(s)
@@ -401,7 +450,13 @@ if #slow > 0 and not before then
     elseif verdict == 'retry' then
       local row = s[7] or {id, queue, priority_of(place), false, false, ((call('HGET', BODY, id) or ''):gsub('^%d+ %d+ %d+', '0 0 0'))}
       call('HDEL', BODY, id)
-      publish(row, token)
+      if s[14] then
+        call('HSET', BODY, id, token .. row[6]:sub(2))
+        local till = pause(id, unpack(s[14], 1, 3))
+        if till then schedule(row[2], row[3], id, till) else ready(row[2], new_place(row[3]), id) end
+      else
+        publish(row, token)
+      end
     elseif verdict == 'dead' then
       local text = call('HGET', BODY, id) or ''
       local _, _, _, crashes, interruptions = read_head(text)
@@ -432,6 +487,7 @@ if #slow > 0 and not before then
       for _, j in ipairs(s[10]) do publish_all(open_join(j)) end
       for _, more in ipairs(s[11]) do enlarge(more[1], more[2]) end
       publish_all(s[9])
+      if s[15] then forget(s[1]) end
     end
   end
   for _, s in ipairs(settled) do
@@ -559,6 +615,7 @@ REVOKE = (
     + PUBLISHING
     + STORING
     + JOINING
+    + STEPPING
     + MOVING
     + """
 local answers = {}
@@ -569,6 +626,7 @@ for i, r in ipairs(A[5]) do
   if queue and (call('ZREM', P .. 'r:' .. queue, id) == 1 or call('ZREM', P .. 's:' .. queue, priority .. id) == 1) then
     call('HDEL', P .. 'since', id)
     call('HDEL', BODY, id)
+    forget(id)
     conclude(r[2], r[3])
     answers[i] = 'waiting'
   else
@@ -620,7 +678,7 @@ NODES = (
 return {format('%.6f', mono), call('HGETALL', P .. 'nodes'), call('ZRANGE', P .. 'leases', 0, -1, 'WITHSCORES')}
 """
 )
-LEAVING = HEAD + READING + PUBLISHING + STORING + JOINING + MOVING
+LEAVING = HEAD + READING + PUBLISHING + STORING + JOINING + STEPPING + MOVING
 UNREGISTER = LEAVING + "leave(A[5], false)\n" + KEEPING + ANNOUNCING + "return 1"
 RECLAIM = (
     LEAVING
@@ -697,20 +755,28 @@ return 1
 )
 PRUNE = (
     HEAD
+    + STEPPING
     + """
 call('ZREMRANGEBYSCORE', P .. 'revokes', '-inf', now)
-if not (index and ttl) then return 0 end
-local horizon = format('(%.6f', now - ttl / 1000)
-for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'joined', '-inf', horizon)) do
-  call('DEL', P .. 'j:' .. id)
-  call('ZREM', P .. 'joined', id)
+if not ttl then return 0 end
+local limit, horizon = A[5], format('(%.6f', now - ttl / 1000)
+-- The clock may have been set back: what claims to come from the future is of now.
+for _, task in ipairs(call('ZRANGEBYSCORE', P .. 'touched', format('(%.17g', now), '+inf', 'LIMIT', 0, limit)) do call('ZADD', P .. 'touched', now, task) end
+for _, task in ipairs(call('ZRANGEBYSCORE', P .. 'touched', '-inf', horizon, 'LIMIT', 0, limit)) do
+  if call('HEXISTS', BODY, task) == 1 or call('HEXISTS', P .. 'dead', task) == 1 then call('ZADD', P .. 'touched', now, task) else forget(task) end
 end
-local old = call('ZRANGEBYSCORE', P .. 'stored', '-inf', horizon, 'LIMIT', 0, A[5])
-for _, id in ipairs(old) do
-  call('DEL', R .. id)
-  call('ZREM', P .. 'stored', id)
+if not index then return 0 end
+local function remove_old(names, key)
+  local old = call('ZRANGEBYSCORE', P .. names, '-inf', horizon, 'LIMIT', 0, limit)
+  for _, name in ipairs(old) do
+    call('DEL', key .. name)
+    call('ZREM', P .. names, name)
+  end
+  return #old
 end
-return #old
+remove_old('joined', P .. 'j:')
+remove_old('occurred', P .. 'e:')
+return remove_old('stored', R)
 """
 )
 
@@ -764,6 +830,54 @@ if ARGV[4] == '1' and call('GET', pen) == ARGV[3] then return 0 end
 for _, id in ipairs(A[5]) do leave_join(id) end
 call('SET', pen, ARGV[3], 'EX', PEN_SECONDS)
 return 1
+"""
+)
+
+REMEMBER = (
+    HEAD
+    + STEPPING
+    + """
+local task, name, result, failed, fence = A[5], A[6], A[7], A[8], A[9]
+if fence then
+  local lease = call('HGET', P .. 'l:' .. fence[1], task)
+  if not lease or lease:sub(1, #fence[2]) ~= fence[2] then return false end
+end
+local step = get_step(task, name) or {false, false, false, false, call('HLEN', P .. 't:' .. task)}
+if not step[RESULT] then end_step(task, name, step, result, failed) end
+return pack(step)
+"""
+)
+RECALL = HEAD + "return call('HGETALL', P .. 't:' .. A[5])"
+OCCUR = (
+    HEAD
+    + READING
+    + PUBLISHING
+    + STEPPING
+    + """
+local event, value, tasks = A[5], A[6], {}
+local key, waiting = P .. 'e:' .. event, P .. 'a:' .. event
+if ttl then call('SET', key, value, 'PX', ttl) else call('SET', key, value) end
+if index then call('ZADD', P .. 'occurred', now, event) end
+for _, packed in ipairs(call('SMEMBERS', waiting)) do
+  local task, name = unpack(open(packed))
+  local step = get_step(task, name)
+  if step and not step[RESULT] then
+    tasks[#tasks + 1] = task
+    end_step(task, name, step, value, false)
+    local queue, priority = read_head(call('HGET', BODY, task) or '')
+    local due = queue and call('ZSCORE', P .. 's:' .. queue, priority .. task)
+    if due and tonumber(due) == (step[UNTIL] or FOREVER) then
+      call('ZREM', P .. 's:' .. queue, priority .. task)
+      ready(queue, new_place(priority), task)
+    end
+  end
+end
+call('DEL', waiting)
+"""
+    + KEEPING
+    + ANNOUNCING
+    + """
+return tasks
 """
 )
 
