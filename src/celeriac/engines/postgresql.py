@@ -89,7 +89,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], Any]] = {}
 
 # -- SQL -----------------------------------------------------------------------------------------------------------
 
-READY, SCHEDULED, LEASED = 0, 1, 2
+READY, SCHEDULED = 0, 1
 _STATES = ("ready", "scheduled", "leased", "dead")
 _VERDICTS = {Verdict.DONE: 0, Verdict.RETRY: 1, Verdict.RELEASED: 2, Verdict.CRASHED: 3, Verdict.DEAD: 4}
 
@@ -124,6 +124,7 @@ PRUNE_STEPS = """
     DELETE FROM {s}.steps s USING old WHERE s.n = old.n AND NOT old.held
 """
 PRUNE_EVENTS = "DELETE FROM {s}.events WHERE event IN (SELECT e.event FROM {s}.events e WHERE e.at < $1::float8 ORDER BY e.at LIMIT $2::int FOR UPDATE SKIP LOCKED)"
+REVOKE = "SELECT {s}.revoke($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 OUTLOOK = "SELECT ready, due_in FROM {s}.outlook($1, $2)"
 HELD = (
     "SELECT 1, m.id, m.queue, m.token, m.crashes, m.interruptions, m.at,"
@@ -347,17 +348,23 @@ class PostgreSQLEngine:
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
         if not revocations:
             return {}
-        encoded = [(revocation, _encode(revocation.record) if revocation.record is not None else None) for revocation in revocations]
-
-        def revoke_all(run: Transaction) -> dict[str, str]:
-            now = self._time(run)
-            answers = {revocation.id: self._revoke(run, revocation, body, now) for revocation, body in encoded}
-            ended = [one.arrival for one in revocations if one.arrival is not None and answers[one.id] == "waiting"]
-            if ended:
-                run(JOIN_UP, _joins(arrivals=ended), True, 0, now)
-            return answers
-
-        return self._database.in_transaction(revoke_all)
+        records = [one.record for one in revocations]
+        letters = [
+            _encode(Letter(method="terminate", arguments={"task_id": one.id, "signal": one.signal})) if one.terminate else None
+            for one in revocations
+        ]
+        arriving = _arriving([(owner, one.arrival) for owner, one in enumerate(revocations, 1) if one.arrival is not None])
+        parameters = (
+            texts([one.id for one in revocations]),
+            *_optional_records(records),
+            Json(_encode({"arrivals": arriving})) if arriving else None,
+            bodies(letters),
+            self._monotonic(),
+            self._revokes_expire_seconds,
+            self._now(),
+        )
+        was = self._database.rows(REVOKE, parameters)
+        return {one.id: answer for one, (answer,) in zip(revocations, was, strict=True)}
 
     # -- nodes and their leases ----------------------------------------------------------------------------------
 
@@ -701,10 +708,7 @@ class PostgreSQLEngine:
             smalls([_VERDICTS[settlement.verdict] for settlement in settlements]),
             floats([settlement.delay_seconds for settlement in settlements]),
             texts([settlement.reason for settlement in settlements]),
-            texts([record.task_id if record else None for record in records]),
-            texts([record.status if record else None for record in records]),
-            booleans([record.status in READY_STATES if record else None for record in records]),
-            bodies([_encode(record) if record else None for record in records]),
+            *_optional_records(records),
             texts(spread(new.queues)),
             smalls(spread(new.priorities)),
             floats(spread(new.delays)),
@@ -719,40 +723,6 @@ class PostgreSQLEngine:
             for (body,) in self._database.rows("SELECT message FROM {s}.messages WHERE id = $1", (settlement.id,)):
                 return _decode_message(body)
         return settlement.message
-
-    def _revoke(self, run: Transaction, revocation: Revocation, body: bytes | None, now: float) -> str:
-        id, record = revocation.id, revocation.record
-        kept = (
-            (texts([record.task_id]), texts([record.status]), booleans([record.status in READY_STATES]), bodies([body]), now)
-            if record
-            else None
-        )
-        rows = run("SELECT state::int, node FROM {s}.messages WHERE id = $1 FOR UPDATE", id)
-        if rows and rows[0][0] != LEASED:
-            run("DELETE FROM {s}.messages WHERE id = $1", id)
-            run("DELETE FROM {s}.steps WHERE task_id = $1", id)
-            if kept is not None:
-                run(KEEP, *kept)
-            return "waiting"
-        sql = "INSERT INTO {s}.revokes (id, until) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET until = excluded.until"
-        run(sql, id, now + self._revokes_expire_seconds)
-        if not rows:
-            return "unknown"
-        run(
-            "UPDATE {s}.messages SET revoked = true, end_status = $2, end_record = $3 WHERE id = $1",
-            id,
-            record.status if record else None,
-            body,
-        )
-        if revocation.arrival is not None:
-            sql = "INSERT INTO {s}.endings (id, arrival) SELECT $1, $2::jsonb->'arrivals'->0 ON CONFLICT (id) DO UPDATE SET arrival = excluded.arrival"
-            run(sql, id, _joins(arrivals=[revocation.arrival]))
-        else:
-            run("DELETE FROM {s}.endings WHERE id = $1", id)
-        if revocation.terminate:
-            letter = Letter(method="terminate", arguments={"task_id": id, "signal": revocation.signal})
-            self._post(run, [rows[0][1]], _encode(letter))
-        return "running"
 
     def _post(self, run: Transaction, addresses: Sequence[str], body: bytes) -> None:
         self._throw_away_old_letters(run)
@@ -1038,6 +1008,15 @@ def _records(records: Sequence[Record]) -> tuple[Array, ...]:
         texts([record.status for record in records]),
         booleans([record.status in READY_STATES for record in records]),
         bodies([_encode(record) for record in records]),
+    )
+
+
+def _optional_records(records: Sequence[Record | None]) -> tuple[Array, ...]:
+    return (
+        texts([record.task_id if record else None for record in records]),
+        texts([record.status if record else None for record in records]),
+        booleans([record.status in READY_STATES if record else None for record in records]),
+        bodies([_encode(record) if record else None for record in records]),
     )
 
 

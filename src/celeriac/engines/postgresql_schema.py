@@ -92,13 +92,13 @@ JOINS = """
         enlarged int NOT NULL DEFAULT 0,
         arrived int NOT NULL DEFAULT 0,
         failed int NOT NULL DEFAULT 0,
-        completed_by int,
+        completed_by bigint,
         to_leave int NOT NULL,
         touched float8 NOT NULL,
         hour int NOT NULL
     ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
     CREATE INDEX joins_hour ON {s}.joins (hour);
-    CREATE TABLE {s}.arrivals (join_id text COLLATE "C" NOT NULL, index int NOT NULL, arrival bytea NOT NULL, PRIMARY KEY (join_id, index))
+    CREATE TABLE {s}.arrivals (join_id text COLLATE "C" NOT NULL, index bigint NOT NULL, arrival bytea NOT NULL, PRIMARY KEY (join_id, index))
         WITH (autovacuum_vacuum_scale_factor = 0.05);
     -- What comes when a join is complete.
     CREATE TABLE {s}.thens (
@@ -410,7 +410,7 @@ FUNCTIONS = """
             UNION SELECT x.join FROM jsonb_to_recordset(p->'arrivals') x ("join" text) UNION SELECT x.id FROM jsonb_to_recordset(p->'leaves') x (id text)
         ) ORDER BY j.id FOR UPDATE OF j;
         IF p ? 'enlarges' AND (p_publish OR NOT EXISTS (
-            SELECT FROM {s}.arrivals a WHERE a.join_id = p->'arrivals'->0->>'join' AND a.index = (p->'arrivals'->0->>'index')::int
+            SELECT FROM {s}.arrivals a WHERE a.join_id = p->'arrivals'->0->>'join' AND a.index = (p->'arrivals'->0->>'index')::bigint
         )) THEN
             UPDATE {s}.joins j SET size = j.size + e.more, enlarged = j.enlarged + CASE WHEN j.size IS NULL THEN e.more ELSE 0 END, touched = v_now, hour = v_hour
             FROM (
@@ -428,7 +428,7 @@ FUNCTIONS = """
         IF p ? 'arrivals' THEN
             FOR v_new IN
                 WITH arriving AS (
-                    SELECT DISTINCT ON (a.join, a.index) a.* FROM jsonb_to_recordset(p->'arrivals') a (owner int, place int, "join" text, index int, failed boolean, body text)
+                    SELECT DISTINCT ON (a.join, a.index) a.* FROM jsonb_to_recordset(p->'arrivals') a (owner int, place int, "join" text, index bigint, failed boolean, body text)
                     WHERE a.owner IS NULL OR p_accepted IS NULL OR a.owner = ANY (p_accepted) ORDER BY a.join, a.index, a.place
                 ), arrived AS (
                     INSERT INTO {s}.arrivals (join_id, index, arrival)
@@ -451,7 +451,7 @@ FUNCTIONS = """
             v_complete := ARRAY (
                 SELECT j.id FROM {s}.joins j JOIN jsonb_to_recordset(p->'opens') o (id text) ON j.id = o.id AND j.completed_by = -1
                 UNION SELECT j.id FROM {s}.joins j JOIN jsonb_to_recordset(p->'seals') z (id text) ON j.id = z.id AND j.completed_by = -2
-                UNION SELECT j.id FROM {s}.joins j JOIN jsonb_to_recordset(p->'arrivals') a ("join" text, index int) ON j.id = a.join AND j.completed_by = a.index
+                UNION SELECT j.id FROM {s}.joins j JOIN jsonb_to_recordset(p->'arrivals') a ("join" text, index bigint) ON j.id = a.join AND j.completed_by = a.index
             );
         END IF;
         IF cardinality(v_complete) > 0 THEN
@@ -754,6 +754,55 @@ FUNCTIONS = """
         END IF;
         PERFORM {s}.ring_key({s}.key('q' || q.queue), q.number::int) FROM (SELECT u AS queue, count(*) AS number FROM unnest(v_queues) u GROUP BY u) q;
         RETURN v_ids;
+    END $$;
+
+    -- waiting → gone; running: its end is marked. Says of each what it was. Arrivals bear the number of their revocation; there is a letter for each that is to stop.
+    CREATE OR REPLACE FUNCTION {s}.revoke(
+        p_ids text[], r_id text[], r_status text[], r_ready boolean[], r_record bytea[], p_arrivals jsonb, p_letters bytea[], p_letter_at float8,
+        p_remember_seconds float8, p_now float8
+    ) RETURNS SETOF text LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+    DECLARE
+        v_now float8 := coalesce(p_now, extract(epoch FROM clock_timestamp())::float8);
+        v_message record;
+        v_arrival jsonb;
+        v_ended int[] := '{}';
+        v_nodes text[] := '{}';
+    BEGIN
+        PERFORM FROM {s}.messages m WHERE m.id = ANY (p_ids) ORDER BY m.id FOR UPDATE;
+        FOR i IN 1..cardinality(p_ids) LOOP
+            SELECT m.state, m.node INTO v_message FROM {s}.messages m WHERE m.id = p_ids[i] FOR UPDATE;
+            IF v_message.state <> 2 THEN
+                DELETE FROM {s}.messages m WHERE m.id = p_ids[i];
+                DELETE FROM {s}.steps s WHERE s.task_id = p_ids[i];
+                IF r_id[i] IS NOT NULL THEN
+                    PERFORM {s}.keep(ARRAY[r_id[i]], ARRAY[r_status[i]], ARRAY[r_ready[i]], ARRAY[r_record[i]], v_now);
+                END IF;
+                v_ended := v_ended || i;
+                RETURN NEXT 'waiting';
+                CONTINUE;
+            END IF;
+            INSERT INTO {s}.revokes (id, until) VALUES (p_ids[i], v_now + p_remember_seconds) ON CONFLICT (id) DO UPDATE SET until = excluded.until;
+            IF v_message.state IS NULL THEN
+                RETURN NEXT 'unknown';
+                CONTINUE;
+            END IF;
+            UPDATE {s}.messages m SET revoked = true, end_status = r_status[i], end_record = r_record[i] WHERE m.id = p_ids[i];
+            SELECT x - 'owner' INTO v_arrival FROM jsonb_array_elements(p_arrivals->'arrivals') x WHERE (x->>'owner')::int = i;
+            IF v_arrival IS NULL THEN
+                DELETE FROM {s}.endings e WHERE e.id = p_ids[i];
+            ELSE
+                INSERT INTO {s}.endings (id, arrival) VALUES (p_ids[i], v_arrival) ON CONFLICT (id) DO UPDATE SET arrival = excluded.arrival;
+            END IF;
+            IF p_letters[i] IS NOT NULL THEN
+                INSERT INTO {s}.letters (at, address, letter) VALUES (coalesce(p_letter_at, v_now), v_message.node, p_letters[i]);
+                v_nodes := v_nodes || v_message.node;
+            END IF;
+            RETURN NEXT 'running';
+        END LOOP;
+        IF p_arrivals IS NOT NULL AND cardinality(v_ended) > 0 THEN
+            PERFORM {s}.join_up(p_arrivals, v_ended, true, 0, NULL, v_now);
+        END IF;
+        PERFORM {s}.ring_key({s}.key('b' || n), 1000) FROM (SELECT DISTINCT unnest(v_nodes) AS n) x;
     END $$;
 
     CREATE OR REPLACE FUNCTION {s}.outlook(p_queues text[], p_now float8) RETURNS TABLE (ready boolean, due_in float8) LANGUAGE plpgsql AS $$
