@@ -71,7 +71,7 @@ QUICK = Sizes(
 def throughput(site: Site, sizes: Sizes) -> Numbers:
     """The queue is filled, then a worker drains it. The rate between 10 % and 98 % of it, when both processes are surely there."""
     total = sizes.queue_of(site)
-    sample = site.ask("publish", str(total))["sample"]
+    sample = site.ask("fill", str(total))["sample"]
     with site.worker() as workers:
         numbers = _drain(site, workers, total)
         site.ask("verify", *sample)
@@ -167,7 +167,7 @@ def latency(site: Site, sizes: Sizes) -> Numbers:
 def io(site: Site, sizes: Sizes) -> Numbers:
     """Coroutines that wait 10 ms each, in one process, 500 at once."""
     total = sizes.io_tasks_of_others if site.side.packages else sizes.io_tasks
-    sample = site.ask("publish", str(total), "0", "doze")["sample"]
+    sample = site.ask("fill", str(total), "doze")["sample"]
     with site.worker(io=True) as workers:
         numbers = _drain(site, workers, total)
         site.ask("verify", *sample)
@@ -223,7 +223,7 @@ def eta(site: Site, sizes: Sizes) -> Numbers:
         start_ms = site.ask("latency", "50")["start_ms"]
         already = site.counts().started
     total = sizes.queue_of(site) // 2
-    sample = site.ask("publish", str(total))["sample"]
+    sample = site.ask("fill", str(total))["sample"]
     with site.worker() as workers:
         drained = _drain(site, workers, total, already=already)
         site.ask("verify", *sample[-5:])

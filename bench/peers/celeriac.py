@@ -7,6 +7,8 @@ from celeriac import Celeriac
 
 from .. import workload
 
+FILLED_AT_ONCE = 200
+
 app = Celeriac("bench", broker=os.environ["BENCH_BROKER"], backend=os.environ["BENCH_BACKEND"])
 
 add, stamp, timed, nap, pid, doze = (
@@ -24,4 +26,18 @@ def key(result: Any) -> str:
 
 
 find = app.AsyncResult
+
+
+def fill(name: str, args: tuple[Any, ...], count: int) -> list[str]:
+    """Many messages in one trip, as groups are sent."""
+    task = app.tasks[f"bench.{name}"]
+    keys = []
+    for start in range(0, count, FILLED_AT_ONCE):
+        some = min(FILLED_AT_ONCE, count - start)
+        messages = [app.producer.message(task.name, args, {}, task=task, options={}, parent=None) for _ in range(some)]
+        app.broker.publish(messages)
+        keys += [message.id for message in messages]
+    return keys
+
+
 later = app.tasks["bench.add"].apply_async
