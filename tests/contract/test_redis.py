@@ -47,7 +47,7 @@ class RedisMaker:
     def command(self, name: bytes, key: bytes, *values: bytes) -> Any:
         engine = RedisEngine(self.url, key_prefix=self.prefix)
         try:
-            return engine._server.ask(lambda again: command(name, engine._prefix + key, *values), 5.0)
+            return engine._server.ask(command(name, engine._prefix + key, *values), 5.0)
         finally:
             engine.close()
 

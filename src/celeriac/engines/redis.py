@@ -141,7 +141,8 @@ class RedisEngine:
         names = list(dict.fromkeys(queues)) if len(queues) > 1 else list(queues)
         rows = _settlement_rows(settlements)
         try:
-            reply = self._once(scripts.EXCHANGE, holder, self._seconds, holder.node, holder.process, names, limit, *rows)
+            key = ("exchange", holder, *[settlement.id for settlement in settlements])
+            reply = self._once(scripts.EXCHANGE, key, self._seconds, holder.node, holder.process, names, limit, *rows)
         except Refused as refusal:
             if refusal.code == "NODELOST":
                 raise NodeLost(holder.node) from None
@@ -149,7 +150,17 @@ class RedisEngine:
         return _texts(reply[1]), _deliveries(reply, holder.node)
 
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
-        deliveries = _deliveries(self._run(scripts.HELD, node), node)
+        # Who asks this wants to go on from the answer: so exchanges that got none must not happen afterwards.
+        unsure = {key: self._unsure.pop(key) for key in list(self._unsure) if _is_exchange(key, node, process)}
+        for pen, _ in unsure.values():
+            pen.number += 1
+        try:
+            reply = self._run(scripts.HELD, node, [(pen.name.decode(), f"{pen.number:020d}") for pen, _ in unsure.values()])
+        except BaseException:
+            self._unsure.update(unsure)
+            raise
+        self._pens.extend(pen for pen, _ in unsure.values())
+        deliveries = _deliveries(reply, node)
         deliveries.sort(key=lambda delivery: _order(delivery.receipt))
         return [delivery for delivery in deliveries if process in (None, delivery.lease.holder.process)]
 
@@ -385,12 +396,11 @@ class RedisEngine:
     def _run(self, text: str, *arguments: Any) -> Any:
         """A script that may be repeated when its answer is lost."""
         script = self._script(text, 1)
-        request = script.head + bulk(self._arguments(arguments))
-        return self._server.ask(lambda again: request, self._seconds, script)
+        return self._server.ask(script.head + bulk(self._arguments(arguments)), self._seconds, script)
 
     def _once(self, text: str, key: Any, seconds: float, *arguments: Any) -> Any:
-        """A script that must not happen twice: a repeat bears the same pen and number, also when it is the caller who repeats. `key` says that it is one."""
-        script = self._script(text, 4)
+        """A script that must not happen twice: a repeat bears the same pen and number, also when it is the caller who repeats. `key` says that it is one: it names the call."""
+        script = self._script(text, 3)
         unsure = self._unsure.pop(key, None) if self._unsure else None
         if unsure is not None:
             pen = unsure[0]
@@ -400,13 +410,9 @@ class RedisEngine:
                 pen.number += 1
             except IndexError:
                 pen = _Pen()
-        signed = script.head + bulk(self._arguments(arguments)) + pen.signature()
-
-        def request(again: bool) -> bytes:
-            return signed + (b"$1\r\n1\r\n" if again else b"$0\r\n\r\n")
-
+        request = script.head + bulk(self._arguments(arguments)) + pen.signature()
         try:
-            reply = self._server.ask(request, seconds, script, again=unsure is not None)
+            reply = self._server.ask(request, seconds, script)
         except Refused:
             # It has not happened, so the pen is free; a repeat that was refused is still one.
             if unsure is not None:
@@ -429,7 +435,7 @@ class RedisEngine:
     def _take_token(self, keys: list[bytes], seconds: float) -> bytes | None:
         seconds = max(0.001, seconds)
         request = command(b"BZPOPMIN", *keys, b"%.3f" % seconds)
-        reply = self._server.ask(lambda again: request, self._seconds, blocked_seconds=seconds)
+        reply = self._server.ask(request, self._seconds, blocked_seconds=seconds)
         return None if reply is None else reply[1]
 
     def _after_fork_in_child(self) -> None:
@@ -439,6 +445,11 @@ class RedisEngine:
 
 
 # -- what goes in and out ----------------------------------------------------------------------------------------
+
+
+def _is_exchange(key: Any, node: str, process: int | None) -> bool:
+    """Whether a call that goes by this key was an exchange of this node."""
+    return type(key) is tuple and len(key) > 1 and isinstance(key[1], Holder) and key[1].node == node and process in (None, key[1].process)
 
 
 class _Pen:
@@ -451,8 +462,7 @@ class _Pen:
         self.number = 1
 
     def signature(self) -> bytes:
-        number = b"%d" % self.number
-        return b"$18\r\n%b\r\n$%d\r\n%b\r\n" % (self.name, len(number), number)
+        return b"$18\r\n%b\r\n$20\r\n%020d\r\n" % (self.name, self.number)
 
 
 def _row(message: Message) -> tuple[str, str, int, float | None, float | None, str]:

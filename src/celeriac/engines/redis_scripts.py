@@ -1,7 +1,8 @@
 """What the Redis engine has its server do: where things lie, and one script for each verb. Redis runs a script whole and alone, so each is one step.
 
 KEYS: what our names begin with; what the names of results begin with.
-ARGV: the verb's arguments; and for the verbs that must not happen twice a pen, its number, and "1" when it may be a repeat.
+ARGV: the verb's arguments; and for the verbs that must not happen twice a pen and a number, twenty digits, so that numbers compare as text. A pen's numbers only grow: the last one
+again is a repeat, and a smaller one comes too late.
 
 body    id → "token crashes interruptions priority      nodes    node → its registration, JSON
         queue", a new line, the message as JSON          leases   node, by when its lease runs out
@@ -339,7 +340,7 @@ PUBLISH = (
     START
     + """
 local pen = P .. 'p:' .. ARGV[2]
-if ARGV[4] == '1' and call('GET', pen) == ARGV[3] then return 0 end
+if (call('GET', pen) or '') >= ARGV[3] then return 0 end
 local rows = A[5]
 local row = rows[1]
 if #rows == 1 and not row[4] and not row[5] and #A[6] == 0 then
@@ -385,16 +386,15 @@ if node and call('HEXISTS', P .. 'nodes', node) == 0 then return redis.error_rep
 call('DEL', P .. 'first')
 local some_revoked = call('EXISTS', P .. 'revokes', P .. 'ending') > 0
 local pen, done, refused, before = P .. 'x:' .. ARGV[2], {}, {}, nil
-if ARGV[4] == '1' then
-  local kept = call('GET', pen)
-  kept = kept and open(kept)
-  if kept and kept[1] == ARGV[3] then
-    before, done = kept, kept[2]
-    local settled = {}
-    for _, id in ipairs(done) do settled[id] = true end
-    for _, id in ipairs(fast and fast[2] or {}) do if not settled[id] then refused[#refused + 1] = id end end
-    for _, s in ipairs(slow) do if not settled[s[1]] then refused[#refused + 1] = s[1] end end
-  end
+local last_number = call('GETRANGE', pen, 0, 19)
+if last_number > ARGV[3] then return redis.error_reply('LATE The node has asked again since.') end
+if last_number == ARGV[3] then
+  before = open(call('GET', pen):sub(21))
+  done = before[1]
+  local settled = {}
+  for _, id in ipairs(done) do settled[id] = true end
+  for _, id in ipairs(fast and fast[2] or {}) do if not settled[id] then refused[#refused + 1] = id end end
+  for _, s in ipairs(slow) do if not settled[s[1]] then refused[#refused + 1] = s[1] end end
 end
 
 if fast and not before then
@@ -503,9 +503,9 @@ end
 
 local leases, bodies, revoked, number = {}, {}, {}, nil
 if before then
-  for _, id in ipairs(before[3]) do
+  for _, id in ipairs(before[2]) do
     local lease = call('HGET', P .. 'l:' .. node, id)
-    if lease and lease:match('^%d+ %d+ %S+ (%d+)') == before[4] then leases[#leases + 1], leases[#leases + 2] = id, lease end
+    if lease and lease:match('^%d+ %d+ %S+ (%d+)') == before[3] then leases[#leases + 1], leases[#leases + 2] = id, lease end
   end
   local ids = {}
   for i = 1, #leases, 2 do ids[#ids + 1] = leases[i] end
@@ -590,15 +590,17 @@ end
 if not before and (#done > 0 or #leases > 0) then
   local ids = {}
   for i = 1, #leases, 2 do ids[#ids + 1] = leases[i] end
-  call('SET', pen, pack({ARGV[3], done, ids, number and format('%d', number)}), 'EX', PEN_SECONDS)
+  call('SET', pen, ARGV[3] .. pack({done, ids, number and format('%d', number)}), 'EX', PEN_SECONDS)
 end
 return {format('%.6f', now), refused, leases, bodies, revoked}
 """
 )
 
+# What a node asked before, and got no answer to, comes too late from now on: those pens' numbers are passed.
 HELD = (
     HEAD
     + """
+for _, pen in ipairs(A[6]) do call('SET', P .. 'x:' .. pen[1], pen[2], 'EX', PEN_SECONDS) end
 local leases, ids, revoked = call('HGETALL', P .. 'l:' .. A[5]), {}, {}
 for i = 1, #leases, 2 do
   ids[#ids + 1] = leases[i]
@@ -812,7 +814,7 @@ local function add(rows)
 end
 for _, j in ipairs(opens) do add(open_join(j, true)) end
 local first = arrivals[1]
-if not (first and call('HEXISTS', P .. 'j:' .. first[1], first[2]) == 1) and not (ARGV[4] == '1' and call('GET', pen) == ARGV[3]) then
+if not (first and call('HEXISTS', P .. 'j:' .. first[1], first[2]) == 1) and (call('GET', pen) or '') < ARGV[3] then
   for _, more in ipairs(enlarges) do enlarge(more[1], more[2]) end
 end
 for _, s in ipairs(seals) do add(seal(s[1], s[2], true)) end
@@ -826,7 +828,7 @@ LEAVE = (
     + JOINING
     + """
 local pen = P .. 'p:' .. ARGV[2]
-if ARGV[4] == '1' and call('GET', pen) == ARGV[3] then return 0 end
+if (call('GET', pen) or '') >= ARGV[3] then return 0 end
 for _, id in ipairs(A[5]) do leave_join(id) end
 call('SET', pen, ARGV[3], 'EX', PEN_SECONDS)
 return 1

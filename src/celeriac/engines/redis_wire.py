@@ -211,14 +211,13 @@ class Server:
 
     def ask(
         self,
-        request: Callable[[bool], bytes],
+        request: bytes,
         seconds: float,
         script: Script | None = None,
         *,
         blocked_seconds: float = 0.0,
-        again: bool = False,
     ) -> Any:
-        """One request and its answer. What was sent on a connection that broke is sent again, marked, on another."""
+        """One request and its answer. What was sent on a connection that broke is sent again on another."""
         deadline = time.monotonic() + seconds
         tries = 0
         lost = False
@@ -229,10 +228,10 @@ class Server:
                 raise EngineUnavailable(str(refusal)) if lost else refusal from None
             tries += 1
             try:
-                reply = link.ask(request(again), deadline + blocked_seconds)
+                reply = link.ask(request, deadline + blocked_seconds)
                 if isinstance(reply, Exception) and script is not None and str(reply).startswith("NOSCRIPT"):
                     loaded = link.ask(script.load, deadline)
-                    reply = loaded if isinstance(loaded, Exception) else link.ask(request(again), deadline)
+                    reply = loaded if isinstance(loaded, Exception) else link.ask(request, deadline)
             except OSError as error:
                 link.close()
                 last = isinstance(error, TimeoutError) or tries >= TRIES or time.monotonic() >= deadline
@@ -240,7 +239,7 @@ class Server:
                 trouble = self.failed(error, counts=last)
                 if last:
                     raise trouble from error
-                again = lost = True
+                lost = True
                 continue
             except BaseException:
                 link.close()

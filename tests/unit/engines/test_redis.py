@@ -161,6 +161,42 @@ def test_a_worker_that_repeats_an_exchange_later_gets_what_it_was_given(engine: 
     assert [delivery.id for delivery in engine.held("node")] == ["c"]
 
 
+@pytest.mark.parametrize("settles", [True, False])
+def test_who_asked_what_is_held_gets_something_else_next(engine: RedisEngine, far: RedisEngine, proxy: Proxy, settles: bool) -> None:
+    engine.publish([message(id) for id in "ab"])
+    proxy.lose_answers = 3
+    with pytest.raises(EngineUnavailable):
+        far.exchange([], ["celery"], limit=1, holder=HOLDER)
+    proxy.lose_answers = 0
+    (delivery,) = far.held("node", 1)
+    assert delivery.id == "a"
+    refused, batch = far.exchange([done(delivery)] if settles else [], ["celery"], limit=1, holder=HOLDER)
+    assert (refused, [delivery.id for delivery in batch]) == ([], ["b"])
+
+
+def test_what_arrives_when_its_sender_has_asked_again_comes_too_late(engine: RedisEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.publish([message("a")])
+    on_its_way: list[bytes] = []
+
+    def lose(request: bytes, *arguments: Any, **options: Any) -> Any:
+        on_its_way.append(request)
+        raise EngineUnavailable("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._server, "ask", lose)
+        for verb in (lambda: engine.exchange([], ["celery"], limit=1, holder=HOLDER), lambda: engine.publish([message("b")])):
+            with pytest.raises(EngineUnavailable):
+                verb()
+    assert engine.held("node") == []
+    engine.publish([message("b")])
+    assert run_all(engine) == ["a", "b"]
+    engine.publish([message("c")])
+    with pytest.raises(EngineUnavailable, match="LATE"):
+        engine._server.ask(on_its_way[0], 5.0)
+    engine._server.ask(on_its_way[1], 5.0)
+    assert run_all(engine) == ["c"]
+
+
 def test_a_settlement_whose_answer_was_lost_is_not_refused(engine: RedisEngine, far: RedisEngine, proxy: Proxy) -> None:
     engine.publish([message("a"), message("b")])
     batch = far.reserve(["celery"], limit=2, holder=HOLDER)

@@ -177,9 +177,8 @@ FIRE = (
     + LEDGER
     + """
 local pen, refused = P .. 'p:' .. ARGV[2], {}
-local before = ARGV[4] == '1' and call('GET', pen)
-before = before and open(before)
-if before and before[1] == ARGV[3] then return before[2] end
+local before = call('GET', pen)
+if before and before:sub(1, 20) >= ARGV[3] then return open(before:sub(21)) end
 local function fire(name, version, planned_at, due_at, queued_at, lines, rows)
   local s = get(name)
   if not s or s[VERSION] ~= version then
@@ -211,7 +210,7 @@ end
     + scripts.KEEPING
     + scripts.ANNOUNCING
     + """
-call('SET', pen, pack({ARGV[3], refused}), 'EX', PEN_SECONDS)
+call('SET', pen, ARGV[3] .. pack(refused), 'EX', PEN_SECONDS)
 return refused
 """
 )
