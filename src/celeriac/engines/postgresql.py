@@ -1,9 +1,9 @@
 """The engine of one PostgreSQL database (13 or newer), in a schema of its own.
 
     storage    tables in the schema `celeriac` (option `schema`): a row for each message that waits or is leased, one for each record, dead letter, node and letter
-    a crash    of a client loses nothing that a verb had answered. `publish`, `store`, `revoke` and the like commit durably, as `synchronous_commit` of the
-               server has it; `reserve` and `settle` commit asynchronously: a crash of the server may undo the last moments of them (3 × `wal_writer_delay`), and what was
-               settled then runs again, with its result and its follow-ups undone as well
+    a crash    of a client loses nothing that a verb had answered. Verbs commit durably, as `synchronous_commit` of the server has it, but for `reserve` and `exchange`, which a busy
+               worker lives by: a crash of the server may undo the last moments of them (3 × `wal_writer_delay`), and what was settled then runs again, with its result, its
+               follow-ups and its arrival undone as well
     order      priority, then how long it has waited, then the order of publishing
     atomic     every verb is one transaction, and the busy ones are one trip: a function of the schema does the rest. Workers pass each other by (`SKIP LOCKED`)
     waiting    who waits holds an advisory lock (shared) on what he waits for, on the one connection that listens. Who publishes tries that lock: when he gets it nobody waits,

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.errors import EngineUnavailable
 from .network import readable
-from .postgresql_wire import Array, Connection, Database, longs, rows_of, texts
+from .postgresql_wire import Ambiguous, Array, Connection, Database, longs, rows_of, texts
 
 LOOKS_SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """After so long a waiter looks for himself. The first looks find what was committed just as he lay down; the last is the net."""
@@ -45,17 +45,23 @@ class Listener:
         return Place(self, names, results)
 
     def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Of a statement that may be repeated. A connection that died while nobody used it is replaced without a word."""
         with self._lock:
-            try:
-                connection = self._connected()
-                found = rows_of(
-                    connection.run(self._database.statement(sql), parameters, time.monotonic() + self._database.timeout_seconds)
-                )
-            except BaseException:
-                self._lose()
-                raise
             self._hand_out()
-            return found
+            while True:
+                was_there = self._connection is not None
+                try:
+                    connection = self._connected()
+                    found = rows_of(
+                        connection.run(self._database.statement(sql), parameters, time.monotonic() + self._database.timeout_seconds)
+                    )
+                except BaseException as error:
+                    self._lose()
+                    if was_there and isinstance(error, Ambiguous) and not error.silent:
+                        continue
+                    raise
+                self._hand_out()
+                return found
 
     def join(self, place: Place) -> None:
         with self._lock:

@@ -236,7 +236,7 @@ FUNCTIONS = """
     -- The busy functions steer the planner: statistics of a queue are always out of date, and a plan that was made while it was empty reads the whole table when it is not.
     CREATE OR REPLACE FUNCTION {s}.steer() RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
-        PERFORM set_config('synchronous_commit', 'off', true), set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+        PERFORM set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
             set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
             set_config('plan_cache_mode', 'force_generic_plan', true);
     END $$;
@@ -589,6 +589,9 @@ FUNCTIONS = """
         v_accepted int[];
     BEGIN
         PERFORM {s}.steer();
+        IF p_limit IS NOT NULL THEN
+            PERFORM set_config('synchronous_commit', 'off', true);
+        END IF;
         IF p_ids IS NOT NULL THEN
             WITH gone AS (
                 DELETE FROM {s}.messages m USING unnest(p_ids, p_tokens) u (id, token)
@@ -646,6 +649,9 @@ FUNCTIONS = """
         v_pause jsonb;
     BEGIN
         PERFORM {s}.steer();
+        IF p_limit IS NOT NULL THEN
+            PERFORM set_config('synchronous_commit', 'off', true);
+        END IF;
         -- Who pauses and who lets an event occur see each other, and in one order: events first, then messages.
         PERFORM pg_advisory_xact_lock(e.key) FROM (
             SELECT DISTINCT {s}.key('e' || x.event) AS key FROM jsonb_to_recordset(p_rest->'pauses') x (event text) WHERE x.event IS NOT NULL ORDER BY 1

@@ -432,6 +432,15 @@ def test_a_session_that_was_ended_is_not_noticed(engine: Any) -> None:
     assert len(engine.peek("celery")) == 2
 
 
+def test_a_connection_that_died_while_nobody_used_it_is_no_trouble(engine: Any) -> None:
+    assert engine.wait(["celery"], 0.01) is False
+    listening = engine._listener._connection._pgconn.backend_pid
+    assert engine._database.rows("SELECT pg_terminate_backend($1::int)", (listening,)) == [(True,)]
+    assert engine.wait(["celery"], 0.01) is False
+    engine.publish([message("m")])
+    assert engine.wait(["celery"], DEADLINE_SECONDS)
+
+
 def test_the_server_restarts_under_idle_and_waiting_clients(own_server: Server) -> None:
     engine = PostgreSQLEngine(own_server.url)
     engine.publish([message("m")])
@@ -443,6 +452,21 @@ def test_the_server_restarts_under_idle_and_waiting_clients(own_server: Server) 
     until(lambda: not _fails(lambda: engine.queues()))
     engine.publish([message("n")])
     assert [delivery.id for delivery in engine.reserve(["celery"], limit=9, holder=HOLDER)] == ["m", "n"]
+    engine.close()
+
+
+def test_what_was_settled_alone_is_settled_when_the_server_crashes(own_server: Server) -> None:
+    """So a message that is acknowledged before it runs, runs once at most. (An `exchange` may be undone.)"""
+    engine = PostgreSQLEngine(own_server.url)
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    engine.publish([message("m"), message("n")])
+    first, second = engine.reserve(["celery"], limit=2, holder=HOLDER)
+    assert engine.settle([done(first)]) == []
+    assert engine.settle([done(second, follow_ups=[message("o")])]) == []
+    own_server.stop(signal.SIGQUIT)
+    own_server.start()
+    until(lambda: not _fails(lambda: engine.queues()))
+    assert list(engine.find(["m", "n", "o"])) == ["o"]
     engine.close()
 
 
