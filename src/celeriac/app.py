@@ -663,9 +663,13 @@ class Celeriac:
                     if not broker.capabilities.atomic_results:
                         raise ImproperlyConfigured(
                             f"The broker {safe_url(settings.broker_url)} keeps no results. Set result_backend to a URL such as 'redis://localhost' or "
-                            "'sqlite:///results.db', or to 'disabled'."
+                            "'sqlite:///results.db', to 'rpc://' (sent to who called), or to 'disabled'."
                         )
                     self._backend = cast("Engine", broker)
+                elif scheme == "rpc":
+                    from .engines import open_replies
+
+                    self._backend = open_replies(self.broker)
                 else:
                     self._use(f"the result backend {safe_url(url)}")
                     self._backend = _opened_backend(url, settings)

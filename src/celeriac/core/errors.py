@@ -7,7 +7,8 @@
     ├── OperationalError            the engine cannot be reached or used
     │   ├── EnqueueError            … when sending a task
     │   └── EngineUnavailable       … in any other operation
-    │       └── EngineCorrupt       … and waiting will not help
+    │       ├── EngineCorrupt       … and waiting will not help
+    │       └── EngineUnsure        … and it may have been done
     ├── NodeLost                    this worker's lease has run out
     ├── NotRegistered               no task of that name
     ├── TimeoutError                a result did not come in time
@@ -65,6 +66,10 @@ class EngineUnavailable(OperationalError):
 
     tried = True
     """False: nothing was asked of the server, since the last tries have failed; to ask again at once is of no use."""
+
+
+class EngineUnsure(EngineUnavailable):
+    """The answer was lost, and the engine does not know messages by their ids: what was to be published may be there, and a repeat might publish it twice."""
 
 
 class EngineCorrupt(EngineUnavailable):

@@ -37,10 +37,12 @@ from ..core.message import Delivery, Holder, Join, Message, Revocation, Settleme
 from ..interop.celery import body_of, content_encoding_of, headers_of, message_of
 from . import rabbitmq_wire as wire
 from .rabbitmq_intake import LOCAL_SECONDS, Desk, Held, Intake, addressed, delivery, readdressed, relabelled
+from .rabbitmq_replies import Replies
 from .rabbitmq_sender import Publication, Sender, Topology
 
 if TYPE_CHECKING:
     from ..contracts.broker import Broker
+    from ..contracts.results import ResultBackend
 
 NODES_SECONDS = 120.0
 """How old a registration may be that is still read; a heartbeat repeats it."""
@@ -50,7 +52,7 @@ _BROWSED = 10_000
 _encode = msgspec.json.Encoder().encode
 
 _engines: WeakSet[RabbitMQEngine] = WeakSet()
-_options = frozenset({"queue_type", "name_prefix", "heartbeat", "custody_seconds", "ssl_context", "connections", "task_queues"})
+_options = frozenset({"queue_type", "name_prefix", "heartbeat", "custody_seconds", "ssl_context", "connections", "replies"})
 _of_others = frozenset(
     {"visibility_timeout", "confirm_publish", "max_retries", "interval_start", "interval_step", "interval_max", "login_method"}
 )
@@ -73,6 +75,7 @@ class RabbitMQEngine:
         result_expires: float | None = None,
         revokes_expire_seconds: float = 10800,
         task_queues: Iterable[Any] | None = None,
+        replies: bool = False,
         **transport_options: Any,
     ) -> None:
         unknown = transport_options.keys() - _options - _of_others
@@ -98,6 +101,7 @@ class RabbitMQEngine:
             custody_seconds=float(given.get("custody_seconds", 30.0)),
             revokes_expire_seconds=revokes_expire_seconds,
         )
+        self._replies: Replies | None = Replies(self._sender, expires_seconds=result_expires) if replies else None
         self._desks = threading.local()
         self._latest = 0.0
         """When the last message was published: of two that are published in one moment, the first has waited longer."""
@@ -137,6 +141,7 @@ class RabbitMQEngine:
             headers["celeriac-counts"] = list(counts)
         if again:
             headers["celeriac-again"] = True
+        reply_to = message.reply_to or (self._replies.address() if self._replies is not None else "")
         try:
             properties = wire.properties(
                 headers,
@@ -144,7 +149,7 @@ class RabbitMQEngine:
                 content_encoding=content_encoding_of(message),
                 priority=message.priority,
                 correlation_id=message.id,
-                reply_to=message.reply_to,
+                reply_to=reply_to,
             )
         except ImproperlyConfigured:
             properties = wire.properties(
@@ -159,6 +164,8 @@ class RabbitMQEngine:
         needs = self._needs.get(queue)
         if needs is None:
             needs = self._needs[queue] = (("queue", queue),)
+        if self._replies is not None:
+            needs = (*needs, ("replies", self._replies.address()))
         return Publication(exchange, key, properties, body, needs)
 
     def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
@@ -387,6 +394,12 @@ class RabbitMQEngine:
                 self._leave_desk()
                 raise
         return self._intake.wait(queues, timeout_seconds)
+
+    def replies(self) -> ResultBackend:
+        """The results that come back to this process by message (`rpc://`)."""
+        if self._replies is None:
+            self._replies = Replies(self._sender, expires_seconds=None)
+        return self._replies
 
     def close(self) -> None:
         self._leave_desk()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..core.errors import EngineCorrupt, EngineUnavailable
+from ..core.errors import EngineCorrupt, EngineUnavailable, EngineUnsure
 from ..core.routing import Queue
 from . import rabbitmq_wire as wire
 from .network import Breaker
@@ -41,6 +41,8 @@ class Publication(NamedTuple):
     properties: bytes
     body: bytes
     needs: tuple[tuple[str, str], ...] = ()
+    optional: bool = False
+    """It may go nowhere, when its queue is gone."""
 
 
 class Topology:
@@ -51,6 +53,7 @@ class Topology:
         self.queue_type = queue_type
         self.queues = {queue.name: queue for queue in queues}
         self.exchanges = {queue.exchange: queue.exchange_type for queue in self.queues.values() if queue.exchange}
+        self.replies_expire_seconds = 86400.0
         self._names: dict[str, str] = {}
 
     def queue(self, name: str) -> str:
@@ -112,6 +115,8 @@ class Topology:
                 return {"x-queue-type": "quorum"}
             case "dead":
                 return {"x-queue-type": "quorum", "x-delivery-limit": MANY_DELIVERIES}
+            case "replies":
+                return {"x-expires": round(self.replies_expire_seconds * 1000)}
             case "letters":
                 return {"x-message-ttl": LETTER_SECONDS * 1000, "x-expires": 2 * LETTER_SECONDS * 1000}
             case _:
@@ -125,6 +130,8 @@ class Topology:
                 return self.returned(name)
             case "dead":
                 return self.dead(name)
+            case "replies":
+                return name
             case "letters":
                 return self.own(f"letters.{name}")
             case _:
@@ -185,7 +192,7 @@ class Link(wire.Connection):
                     wire.shortstr(one.key),
                     one.properties,
                     one.body,
-                    mandatory=True,
+                    mandatory=not one.optional,
                     largest=self.largest_frame,
                 )
                 for one in part
@@ -243,8 +250,8 @@ class Link(wire.Connection):
             wanted = topology.name(kind, name)
             arguments = topology.arguments(kind, name)
             given = topology.queues.get(name) if kind == "queue" else None
-            if kind == "letters":
-                self.risk(wire.declare_queue(2, wanted, arguments, flags=0), wire.QUEUE_DECLARE_OK, deadline)
+            if kind in ("letters", "replies"):
+                self.risk(wire.declare_queue(2, wanted, arguments, flags=2 if kind == "replies" else 0), wire.QUEUE_DECLARE_OK, deadline)
             elif given is not None and (given.exchange or given.options):
                 self._declare_as_said(given, wanted, arguments, deadline)
             else:
@@ -379,15 +386,16 @@ class Sender:
         self._room = threading.BoundedSemaphore(connections)
 
     def publish(self, publications: Sequence[Publication], deadline: float) -> None:
-        """→ confirmed. Nothing is published a second time: when the connection is lost with messages on their way, the error says so (`maybe_published`)."""
+        """→ confirmed. Nothing is published a second time: when the connection is lost with messages on their way, the error says so (`EngineUnsure`)."""
         if not publications:
             return
         link = self._link(deadline)
         try:
             link.publish(publications, deadline)
         except EngineUnavailable as problem:
-            problem.maybe_published = link.sent  # type: ignore[attr-defined]
             self._failed(link, problem)
+            if link.sent:
+                raise EngineUnsure(f"{problem} Whether it has the messages is not known, so they are not sent again.") from problem
             raise
         except wire.Refused as refused:
             link.drop("")

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ..contracts.broker import Broker
 from ..core import events
-from ..core.errors import EncodeError, EngineCorrupt, EngineUnavailable, EnqueueError, Retry
+from ..core.errors import EncodeError, EngineCorrupt, EngineUnavailable, EngineUnsure, EnqueueError, Retry
 from ..core.ids import new_id
 from ..core.message import Join, Message
 from ..core.routing import Route, Router
@@ -384,8 +384,12 @@ class Producer:
     def _enqueue_error(self, messages: Sequence[Message], problem: Exception) -> EnqueueError:
         first = messages[0]
         what = f"Task {first.task}[{first.id}]" if len(messages) == 1 else f"{len(messages)} tasks (the first: {first.task}[{first.id}])"
+        if isinstance(problem, EngineUnsure):
+            fate = "may or may not be in its queue" if len(messages) == 1 else "may or may not be in their queues, some or all"
+        else:
+            fate = "could not be sent and is in no queue" if len(messages) == 1 else "could not be sent and are in no queue"
         return EnqueueError(
-            f"{what} could not be sent and {'is' if len(messages) == 1 else 'are'} in no queue: {problem} "
+            f"{what} {fate}: {problem} "
             f"Check that the engine at {safe_url(self.broker.url)} runs and can be reached from here, then call again "
             f"(broker_publish_timeout is {self._publish_timeout_seconds:g} s).",
             task_name=first.task,
@@ -394,7 +398,7 @@ class Producer:
 
 
 def _is_worth_another_try(problem: Exception) -> bool:
-    return not isinstance(problem, EngineCorrupt) and getattr(problem, "tried", True)
+    return not isinstance(problem, (EngineCorrupt, EngineUnsure)) and getattr(problem, "tried", True)
 
 
 _PUBLISH_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from msgspec import structs
@@ -59,6 +59,10 @@ class Settler:
         self.backend = backend
         self.together = together
         self._joins_apart = not broker.capabilities.joins
+        # Only a backend that sends results to who called (`rpc://`) has to know who that was; it can look nothing up.
+        self._expect: Callable[[Sequence[Delivery]], None] | None = getattr(backend, "expect", None)
+        self._own: set[Holder] = set()
+        self._keeps = self._expect is None and not str(backend.url).startswith("disabled")
 
     def exchange(
         self, settlements: Sequence[Settlement], queues: Sequence[str], limit: int, holder: Holder
@@ -66,6 +70,7 @@ class Settler:
         """Settles, and reserves what is next. Raises EngineUnavailable or NodeLost; then it may be called again with the same settlements."""
         if self.together:
             return self.broker.exchange(settlements, queues, limit=limit, holder=holder)
+        self._own = {holder}
         refused, deliveries = self.broker.exchange(self._stored(settlements), queues, limit=limit, holder=holder)
         self._leave(settlements, refused)
         return refused, self.sifted(deliveries)
@@ -80,8 +85,10 @@ class Settler:
 
     def sifted(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Those that are not second copies of what is done; these are acknowledged here."""
+        if self._expect is not None:
+            self._expect(deliveries)
         doubtful = [delivery for delivery in deliveries if delivery.repeated]
-        if not doubtful or self.together:
+        if not doubtful or self.together or not self._keeps:
             return deliveries
         records = self.backend.fetch([delivery.id for delivery in doubtful])
         done = {id for id, record in records.items() if record.status in READY_STATES}
@@ -98,8 +105,16 @@ class Settler:
                 records.append(settlement.record)
             records += settlement.more_records
         if records:
+            if self._expect is not None:
+                self._ask_who_called(settlements)
             self.backend.store(records)
         return [self._counted(settlement) for settlement in settlements]
+
+    def _ask_who_called(self, settlements: Sequence[Settlement]) -> None:
+        """Of what another process was given: a supervisor settles what it leaves."""
+        if self._expect is not None:
+            for holder in {settlement.lease.holder for settlement in settlements if settlement.lease is not None} - self._own:
+                self._expect(self.broker.held(holder.node, holder.process))
 
     def _counted(self, settlement: Settlement) -> Settlement:
         joining = self._joins_apart and (settlement.arrival is not None or settlement.opens or settlement.enlarges)
