@@ -24,12 +24,62 @@ from ..contracts.inspect import Depth, Waiting
 from ..contracts.joins import JoinState
 from ..contracts.mailbox import Letter, Node
 from ..contracts.results import Subscription
+from ..contracts.schedules import Due, EntryState, Firing, LedgerLine, Planning, Schedules, SchedulingEngine
 from ..contracts.steps import Step, Steps
 from ..core.errors import EngineUnavailable
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement
 
 T = TypeVar("T")
 When = Literal["before", "after"]
+
+
+class _FaultySchedules:
+    """`FaultyEngine.schedules`: its operations are counted with all others, as `schedules.fire` and so on."""
+
+    def __init__(self, engine: FaultyEngine, schedules: Schedules) -> None:
+        self._engine = engine
+        self._schedules = schedules
+
+    def _operate(self, verb: str, operation: Callable[[], T]) -> T:
+        return self._engine._operate(f"schedules.{verb}", operation)
+
+    def now(self) -> float:
+        return self._operate("now", self._schedules.now)
+
+    def put(self, plannings: Sequence[Planning]) -> list[str]:
+        return self._operate("put", lambda: self._schedules.put(plannings))
+
+    def remove(self, names: Sequence[str]) -> list[str]:
+        return self._operate("remove", lambda: self._schedules.remove(names))
+
+    def pause(self, names: Sequence[str]) -> list[str]:
+        return self._operate("pause", lambda: self._schedules.pause(names))
+
+    def resume(self, names: Sequence[str]) -> list[str]:
+        return self._operate("resume", lambda: self._schedules.resume(names))
+
+    def entries(
+        self, names: Sequence[str] | None = None, *, source: str | None = None, after: str = "", limit: int = 1000
+    ) -> list[EntryState]:
+        return self._operate("entries", lambda: self._schedules.entries(names, source=source, after=after, limit=limit))
+
+    def due(self, limit: int) -> Due:
+        return self._operate("due", lambda: self._schedules.due(limit))
+
+    def fire(self, firings: Sequence[Firing], *, publish: bool = True) -> list[str]:
+        return self._operate("fire", lambda: self._schedules.fire(firings, publish=publish))
+
+    def kept(self, limit: int, *, older_than_seconds: float = 0.0) -> list[Message]:
+        return self._operate("kept", lambda: self._schedules.kept(limit, older_than_seconds=older_than_seconds))
+
+    def sent(self, ids: Sequence[str]) -> None:
+        self._operate("sent", lambda: self._schedules.sent(ids))
+
+    def history(self, entry: str | None = None, *, limit: int = 100, before: float | None = None) -> list[LedgerLine]:
+        return self._operate("history", lambda: self._schedules.history(entry, limit=limit, before=before))
+
+    def prune(self, older_than_seconds: float, *, limit: int = 1000) -> int:
+        return self._operate("prune", lambda: self._schedules.prune(older_than_seconds, limit=limit))
 
 
 class FaultyEngine:
@@ -185,6 +235,12 @@ class FaultyEngine:
     @property
     def _steps(self) -> Steps:
         return cast("Steps", self.engine)
+
+    # -- schedules; only of engines that keep them --------------------------------------------------------------
+
+    @property
+    def schedules(self) -> Schedules:
+        return _FaultySchedules(self, cast("SchedulingEngine", self.engine).schedules)
 
     # -- what people see -----------------------------------------------------------------------------------------
 

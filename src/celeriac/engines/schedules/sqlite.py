@@ -13,12 +13,12 @@ import msgspec
 
 from ...contracts.schedules import Due, EntryState, Firing, LedgerLine, Planning
 from ...core.message import Message
-from ..sqlite import PUBLISH, _row, _Transaction
+from ..sqlite import _Transaction
 from .rows import DEFINITION, LINE, STATE, definition, line_of_row, row_of_line, state_of_row, when
 
 if TYPE_CHECKING:
     from ...contracts.schedules import Schedules
-    from ..sqlite import SQLiteEngine, _MessageRow
+    from ..sqlite import SQLiteEngine
 
 NAMES_EACH = 500
 """How many names one query asks for; SQLite has a limit."""
@@ -122,14 +122,14 @@ class SQLiteSchedules:
         return Due(now=now, states=[state_of_row(row) for row in rows], next_due_at=next_due_at)
 
     def fire(self, firings: Sequence[Firing], *, publish: bool = True) -> list[str]:
-        now = self._clock.time()
-        prepared = [(firing, {message.id: _row(message, now) for message in firing.messages}) for firing in firings]
+        # What cannot be encoded is to fail before anything is changed.
+        prepared = [(firing, {message.id: (message, _encode(message)) for message in firing.messages}) for firing in firings]
         queues: set[str] = set()
         refused: list[str] = []
         with _Transaction(self._engine) as db:
             now = self._clock.time()
             for firing, messages in prepared:
-                if not _fire(db, firing, messages, now, publish, queues):
+                if not self._fire(db, firing, messages, now, queues if publish else None):
                     refused.append(firing.name)
         if queues:
             self._engine._pipes.ring_queues(queues)
@@ -156,6 +156,35 @@ class SQLiteSchedules:
         with _Transaction(self._engine) as db:
             return db.execute(PRUNE, (horizon, limit)).rowcount
 
+    def _fire(
+        self, db: sqlite3.Connection, firing: Firing, messages: dict[str, tuple[Message, bytes]], now: float, queues: set[str] | None
+    ) -> bool:
+        """One firing. Without `queues`, the messages are kept."""
+        claim = (firing.planned_at, firing.due_at, firing.queued_at, firing.name, firing.version)
+        if db.execute(CLAIM, claim).rowcount != 1:
+            db.executemany(SUPPRESS, [(line.entry, line.planned_at) for line in firing.lines if line.message_id is not None])
+            return False
+        last: LedgerLine | None = None
+        count = 0
+        for line in firing.lines:
+            message, body = messages.get(line.message_id or "", (None, None))
+            keep = message is not None and queues is None
+            values = list(row_of_line(line))
+            values[_FIRED_AT] = now
+            if keep:
+                values[_OUTCOME] = "kept"
+            if db.execute(WRITE, (*values, body if keep else None)).rowcount != 1:
+                if line.message_id is not None:
+                    db.execute(SUPPRESS, (line.entry, line.planned_at))
+            elif message is not None:
+                last = line
+                count += 1
+                if queues is not None:
+                    self._engine._publish(db, (message,), now, queues)
+        if last is not None:
+            db.execute(RAN, (last.planned_at, now, last.message_id, count, firing.name))
+        return True
+
 
 # -- steps of a transaction ------------------------------------------------------------------------------------------------
 
@@ -174,33 +203,6 @@ def _put(db: sqlite3.Connection, planning: Planning, row: tuple[str, ...]) -> bo
     db.execute(REDEFINE, (*row[1:], entry.name))
     if before.entry is None or when(before.entry) != when(entry) or (before.enabled and before.due_at is None):
         db.execute(PLAN, (planning.planned_at, planning.due_at, entry.name))
-    return True
-
-
-def _fire(db: sqlite3.Connection, firing: Firing, messages: dict[str, _MessageRow], now: float, publish: bool, queues: set[str]) -> bool:
-    claim = (firing.planned_at, firing.due_at, firing.queued_at, firing.name, firing.version)
-    if db.execute(CLAIM, claim).rowcount != 1:
-        db.executemany(SUPPRESS, [(line.entry, line.planned_at) for line in firing.lines if line.message_id is not None])
-        return False
-    last: LedgerLine | None = None
-    count = 0
-    for line in firing.lines:
-        message = messages.get(line.message_id or "")
-        values = list(row_of_line(line))
-        values[_FIRED_AT] = now
-        if message is not None and not publish:
-            values[_OUTCOME] = "kept"
-        if db.execute(WRITE, (*values, message[8] if message is not None and not publish else None)).rowcount != 1:
-            if line.message_id is not None:
-                db.execute(SUPPRESS, (line.entry, line.planned_at))
-        elif message is not None:
-            last = line
-            count += 1
-            if publish:
-                db.execute(PUBLISH, message)
-                queues.add(message[1])
-    if last is not None:
-        db.execute(RAN, (last.planned_at, now, last.message_id, count, firing.name))
     return True
 
 

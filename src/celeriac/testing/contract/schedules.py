@@ -7,7 +7,9 @@ import os
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
@@ -17,7 +19,9 @@ from msgspec.structs import replace
 
 from ...contracts.engine import Engine
 from ...contracts.schedules import Entry, EntryState, Firing, LedgerLine, Misfire, Overlap, Planning, Schedules, SchedulingEngine
+from ...core.errors import EngineUnavailable
 from ..clock import FakeClock
+from ..faulty import FaultyEngine, When
 from .harness import DEADLINE_SECONDS, EngineMaker, EngineTests, ids, message, start, take
 from .processes import kill_after_some, running
 
@@ -453,6 +457,58 @@ class Scheduling(EngineTests):
         assert store.prune(50, limit=3) == 0
         assert len(store.history("a")) == 1
         assert state(store, "a").total_run_count == 6
+
+    # -- faults ----------------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.parametrize("publish", [True, False])
+    def test_any_operation_may_fail_before_or_after_it_took_effect(
+        self, make_engine: EngineMaker, clock: FakeClock, when: When, publish: bool
+    ) -> None:
+        """Whoever repeats what failed sends each occurrence once."""
+        for number in count(1):
+            engine = make_engine(clock=clock)
+            if not engine.capabilities.schedules:
+                pytest.skip("this engine keeps no schedules")
+            faulty = FaultyEngine(engine, fail_at=number, when=when)
+            prefix = f"{when}{publish}{number}-"
+            at = schedules_of(engine).now()
+            self.send_three(schedules_of(cast("Engine", faulty)), prefix, at, publish)
+            store = schedules_of(engine)
+            for name in (f"{prefix}a", f"{prefix}b"):
+                lines = store.history(name)
+                assert [line.planned_at for line in lines] == [at + 20, at + 10, at], f"failed: {faulty.failures}"
+                assert state(store, name).total_run_count == 3
+                sent = {line.message_id for line in lines}
+                published = [waiting.id for waiting in engine.peek("celery", limit=1000) if waiting.id.startswith(name)]
+                assert sorted(published) == (sorted(map(str, sent)) if publish else [])
+            assert len([kept for kept in store.kept(1000) if kept.id.startswith(prefix)]) == 0
+            engine.close()
+            if not faulty.failed:
+                return
+
+    def send_three(self, store: Schedules, prefix: str, at: float, publish: bool) -> None:
+        def repeated(operation: Callable[[], Any]) -> Any:
+            try:
+                return operation()
+            except EngineUnavailable:
+                return operation()
+
+        names = [f"{prefix}a", f"{prefix}b"]
+        plannings = [Planning(entry=entry(name), planned_at=at, due_at=at) for name in names]
+        assert repeated(lambda: store.put(plannings)) == []
+        repeated(lambda: store.pause(names))
+        repeated(lambda: store.resume(names))
+        while True:
+            states = [found for found in repeated(lambda: store.entries(names)) if found.planned_at < at + 30]
+            if not states:
+                break
+            firings = [firing(found) for found in states]
+            try:
+                store.fire(firings, publish=publish)
+            except EngineUnavailable:
+                continue  # it is looked at anew: what was fired is planned for later now
+        repeated(lambda: store.sent([message.id for message in repeated(lambda: store.kept(100))]))
 
     # -- many at once ----------------------------------------------------------------------------------------------------
 
