@@ -98,6 +98,7 @@ def test_p1_nothing_accepted_is_lost_when_its_producer_is_killed(project: Projec
     depth = project.broker.depth(["celery"])["celery"]
     assert len(accepted) <= depth.ready <= len(accepted) + 3
     project.worker("-c", "2")
+    until(lambda: len(project.journal("end")) >= depth.ready, "all have run")
     project.wait_empty()
     labels = [entry.label for entry in project.journal("end")]
     assert accepted <= set(labels)

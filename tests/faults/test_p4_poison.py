@@ -26,7 +26,7 @@ def test_p4_a_task_that_kills_its_process_stops_after_three_starts(project: Proj
     project.wait_empty()
     assert len(project.starts("poison")) == 3
     assert b"WorkerLostError" in bytes(record.result) and b"died 3 times" in bytes(record.result)
-    letter = project.dead()[poison.id]
+    letter = until(lambda: project.dead().get(poison.id), "it is a dead letter")
     assert letter.crashes == 3 and "died 3 times" in letter.reason and "proj.die" in letter.reason
     for task_id in before + after:
         assert project.state(task_id) == "SUCCESS"
@@ -54,7 +54,7 @@ def test_p4_the_number_of_crashes_is_a_setting(make_project: MakeProject) -> Non
     poison = project.tasks.die.delay("poison")
     project.wait_state(poison.id, "FAILURE")
     assert len(project.starts("poison")) == 1
-    assert project.dead()[poison.id].crashes == 1
+    assert until(lambda: project.dead().get(poison.id), "it is a dead letter").crashes == 1
 
 
 def test_p4_a_task_may_ask_not_to_be_repeated_at_all(project: Project) -> None:
@@ -63,7 +63,7 @@ def test_p4_a_task_may_ask_not_to_be_repeated_at_all(project: Project) -> None:
     poison = project.tasks.die_once.delay("once")
     project.wait_state(poison.id, "FAILURE")
     assert len(project.starts("once")) == 1
-    assert poison.id in project.dead()
+    until(lambda: poison.id in project.dead(), "it is a dead letter")
 
 
 @pytest.mark.parametrize("pool", ["threads", "asyncio"])

@@ -374,9 +374,7 @@ def own_home(engine: str, *, keeps: Keeps) -> Iterator[Any]:
         home.close()
 
 
-def every_engine(
-    *, always: Sequence[str] = ("sqlite", "redis", "postgresql", "rabbitmq"), engines: Sequence[str] = ENGINES
-) -> pytest.MarkDecorator:
+def every_engine(*, always: Sequence[str] = ("sqlite", "redis", "postgresql"), engines: Sequence[str] = ENGINES) -> pytest.MarkDecorator:
     """Runs a test on each of `engines`: those of `always` with all tests, the others in the long fault runs."""
     parameters = [pytest.param(name, marks=[] if name in always else [pytest.mark.chaos]) for name in engines]
     return pytest.mark.parametrize("engine", parameters, indirect=True)
