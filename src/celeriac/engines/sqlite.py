@@ -52,7 +52,8 @@ from ..core.errors import EngineCorrupt, EngineUnavailable, ImproperlyConfigured
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
 from . import sqlite_joins, sqlite_steps
-from .schedules.sqlite_schema import SCHEMA as SCHEDULES
+from . import sqlite_schema as sql
+from .sqlite_schema import LEASED, READY, SCHEDULED, STATES
 
 if TYPE_CHECKING:
     from ..contracts.engine import Engine
@@ -61,8 +62,6 @@ if TYPE_CHECKING:
 
 # -- settings ----------------------------------------------------------------------------------------------------
 
-APPLICATION_ID = 0x43454C59
-"""Marks a file as ours (`CELY`)."""
 LETTER_SECONDS = 60.0
 """How long a letter waits for its reader."""
 NET_SECONDS = 1.0
@@ -71,8 +70,6 @@ LOCK_SECONDS = 0.0003
 """The longest pause between two tries to get the lock."""
 POLL_SECONDS = 0.02
 """The same, where there are no named pipes."""
-PROMOTE_LIMIT = 1000
-"""How many messages that came due one `reserve` promotes, so that a million of them stop nobody."""
 COUNTED_EACH = 8
 """For more messages of a queue than this, the places of the whole queue are numbered instead of counting for each."""
 LEASE_ROWS = 64
@@ -87,185 +84,6 @@ SPARE_EARS = 16
 """How many pipes of closed subscriptions are kept for the next ones."""
 STALE_SECONDS = 60.0
 """A named pipe that is older and that nobody reads belonged to a process that died."""
-
-PAGE_BYTES = 2048
-"""Of a new file. Most transactions change a little in each of three to five pages, and whole pages are what is written: with SQLite's
-own 4096 a publish takes a quarter longer."""
-PRAGMAS = (
-    "PRAGMA cache_size = -8000",
-    "PRAGMA temp_store = MEMORY",
-    "PRAGMA secure_delete = OFF",
-    "PRAGMA wal_autocheckpoint = 4000",
-    "PRAGMA journal_size_limit = 16777216",
-)
-
-# -- SQL -----------------------------------------------------------------------------------------------------------
-
-READY, SCHEDULED, LEASED = 0, 1, 2
-_STATES = ("ready", "scheduled", "leased")
-
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        # `at` is the place in the queue: since when the message is ready, or will be. `taken` orders what a node holds. The message comes last,
-        # so that nobody reads through megabytes to get at the rest.
-        """
-        CREATE TABLE messages (
-            n INTEGER PRIMARY KEY,
-            id TEXT NOT NULL UNIQUE,
-            queue TEXT NOT NULL,
-            priority INTEGER NOT NULL,
-            state INTEGER NOT NULL,
-            at REAL NOT NULL,
-            due REAL,
-            task TEXT NOT NULL,
-            node TEXT,
-            process INTEGER,
-            taken INTEGER,
-            token INTEGER NOT NULL DEFAULT 0,
-            crashes INTEGER NOT NULL DEFAULT 0,
-            interruptions INTEGER NOT NULL DEFAULT 0,
-            revocation BLOB,
-            message BLOB NOT NULL
-        )
-        """,
-        "CREATE INDEX messages_ready ON messages (queue, priority DESC, at) WHERE state = 0",
-        "CREATE INDEX messages_scheduled ON messages (queue, due) WHERE state = 1",
-        "CREATE INDEX messages_leased ON messages (node, process, taken) WHERE state = 2",
-        "CREATE INDEX messages_revoked ON messages (id) WHERE revocation IS NOT NULL",
-        """
-        CREATE TABLE results (
-            n INTEGER PRIMARY KEY,
-            task_id TEXT NOT NULL UNIQUE,
-            status TEXT NOT NULL,
-            stored REAL NOT NULL,
-            record BLOB NOT NULL
-        )
-        """,
-        """
-        CREATE TABLE dead (
-            n INTEGER PRIMARY KEY,
-            id TEXT NOT NULL UNIQUE,
-            queue TEXT NOT NULL,
-            priority INTEGER NOT NULL,
-            at REAL NOT NULL,
-            died REAL NOT NULL,
-            task TEXT NOT NULL,
-            token INTEGER NOT NULL,
-            crashes INTEGER NOT NULL,
-            interruptions INTEGER NOT NULL,
-            reason TEXT NOT NULL,
-            message BLOB NOT NULL
-        )
-        """,
-        "CREATE INDEX dead_queue ON dead (queue)",
-        "CREATE TABLE nodes (id TEXT PRIMARY KEY, boot TEXT NOT NULL, until REAL NOT NULL, node BLOB NOT NULL) WITHOUT ROWID",
-        "CREATE TABLE letters (n INTEGER PRIMARY KEY, address TEXT NOT NULL, at REAL NOT NULL, letter BLOB NOT NULL)",
-        "CREATE INDEX letters_address ON letters (address)",
-        "CREATE TABLE revokes (id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
-        "CREATE TABLE paused (queue TEXT PRIMARY KEY, by TEXT NOT NULL) WITHOUT ROWID",
-    ),
-    sqlite_joins.SCHEMA,
-    SCHEDULES,
-    sqlite_steps.SCHEMA,
-)
-"""What leads from each version of the schema to the next."""
-
-PUBLISH = (
-    "INSERT INTO messages (id, queue, priority, state, at, due, task, token, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-    " ON CONFLICT (id) DO NOTHING"
-)
-GATE = (
-    "SELECT EXISTS (SELECT 1 FROM paused), EXISTS (SELECT 1 FROM revokes), (SELECT min(due) FROM messages WHERE state = 1 AND queue = ?)"
-    " FROM nodes WHERE id = ?"
-)
-PROMOTE = (
-    "UPDATE messages SET state = 0, due = NULL WHERE n IN"
-    f" (SELECT n FROM messages WHERE state = 1 AND queue = ? AND due <= ? ORDER BY due LIMIT {PROMOTE_LIMIT})"
-)
-FIRST_DUE = "SELECT min(due) FROM messages WHERE state = 1 AND queue = ?"
-READY_KEYS = "SELECT -priority, at, n, queue FROM messages WHERE state = 0 AND queue = ? ORDER BY priority DESC, at, n LIMIT ?"
-READY_ROWS = (
-    "SELECT n, id, queue, token + 1, crashes, interruptions, at, message FROM messages"
-    " WHERE state = 0 AND queue = ? ORDER BY priority DESC, at, n LIMIT ?"
-)
-ROW = "SELECT n, id, queue, token + 1, crashes, interruptions, at, message FROM messages WHERE n = ?"
-REVOKED = "SELECT 1 FROM revokes WHERE id = ? AND until > ?"
-LEASE = "UPDATE messages SET state = 2, node = ?, process = ?, taken = ?, token = token + 1 WHERE n IN ({})"
-HELD = (
-    "SELECT n, id, queue, token, crashes, interruptions, at, message, process, revocation FROM messages"
-    " WHERE state = 2 AND node = ? ORDER BY taken, priority DESC, at, n"
-)
-OUTLOOK = (
-    "SELECT EXISTS (SELECT 1 FROM messages WHERE state = 0 AND queue = ?1), (SELECT min(due) FROM messages WHERE state = 1 AND queue = ?1)"
-    " WHERE NOT EXISTS (SELECT 1 FROM paused WHERE queue = ?1)"
-)
-REMOVE = "DELETE FROM messages WHERE n = ? AND id = ? AND node = ? AND process = ? AND token = ?"
-FENCED = "SELECT n, revocation FROM messages WHERE id = ? AND state = 2 AND node = ? AND process = ? AND token = ?"
-GIVE_BACK = (
-    "UPDATE messages SET state = ?, due = ?, crashes = crashes + ?, interruptions = interruptions + ?,"
-    " node = NULL, process = NULL, taken = NULL WHERE n = ?"
-)
-REWRITE = "UPDATE messages SET queue = ?, priority = ?, task = ?, message = ? WHERE n = ?"
-BURY = (
-    "INSERT OR REPLACE INTO dead (id, queue, priority, at, died, task, token, crashes, interruptions, reason, message)"
-    " SELECT id, queue, priority, at, ?, task, token, crashes, interruptions, ?, message FROM messages WHERE n = ?"
-)
-# Every record comes last, one that replaces another too; so the oldest come first, and no index by age is needed.
-STORE = "INSERT OR REPLACE INTO results (task_id, status, stored, record) VALUES (?, ?, ?, ?)"
-STORED_STATUS = "SELECT status FROM results WHERE task_id = ?"
-# The wall clock may have been set back: what claims to come from the future was stored now.
-PRUNE_FUTURE = "UPDATE results SET stored = ?1 WHERE stored > ?1 AND n IN (SELECT n FROM results ORDER BY n LIMIT ?2)"
-PRUNE = "DELETE FROM results WHERE stored < ? AND n IN (SELECT n FROM results ORDER BY n LIMIT ?)"
-
-_FIELDS = "id, queue, {state}, {due}, at, priority, n, {node}, {process}, crashes, interruptions, {reason}, {died}, message"
-WAITING = _FIELDS.format(state="state", due="due", node="node", process="process", reason="''", died="NULL") + " FROM messages"
-DEAD = _FIELDS.format(state="3", due="NULL", node="NULL", process="NULL", reason="reason", died="died") + " FROM dead"
-PEEK = {
-    # The due ones that nobody promoted yet are few; so they alone are sorted, and the others come as the index has them.
-    "ready": (
-        f"SELECT * FROM (SELECT * FROM (SELECT {WAITING} WHERE state = 0 AND queue = :queue ORDER BY priority DESC, at, n LIMIT :stop)"
-        f" UNION ALL SELECT * FROM (SELECT {WAITING} WHERE state = 1 AND queue = :queue AND due <= :now ORDER BY priority DESC, at, n LIMIT :stop))"
-        " ORDER BY priority DESC, at, n LIMIT :limit OFFSET :offset"
-    ),
-    "scheduled": f"SELECT {WAITING} WHERE state = 1 AND queue = :queue AND due > :now ORDER BY due, n LIMIT :limit OFFSET :offset",
-    "leased": f"SELECT {WAITING} WHERE state = 2 AND queue = :queue ORDER BY priority DESC, at, n LIMIT :limit OFFSET :offset",
-    "dead": f"SELECT {DEAD} WHERE queue = :queue ORDER BY n DESC LIMIT :limit OFFSET :offset",
-}
-COUNTS = (
-    "SELECT (SELECT count(*) FROM messages WHERE state = 0 AND queue = ?1),"
-    " (SELECT count(*) FROM messages WHERE state = 1 AND queue = ?1 AND due <= ?2),"
-    " (SELECT count(*) FROM messages WHERE state = 1 AND queue = ?1 AND due > ?2),"
-    " (SELECT count(*) FROM dead WHERE queue = ?1),"
-    " (SELECT by FROM paused WHERE queue = ?1)"
-)
-LEASED_COUNTS = "SELECT queue, count(*) FROM messages WHERE state = 2 GROUP BY queue"
-AHEAD = (
-    "SELECT (SELECT count(*) FROM messages WHERE state = 0 AND queue = :queue AND priority > :priority)"
-    " + (SELECT count(*) FROM messages WHERE state = 0 AND queue = :queue AND priority = :priority AND (at, n) < (:at, :n))"
-    " + (SELECT count(*) FROM messages WHERE state = 1 AND queue = :queue AND due <= :now AND (-priority, at, n) < (-:priority, :at, :n))"
-)
-PLACES = (
-    "SELECT id, row_number() OVER (ORDER BY priority DESC, at, n) - 1 FROM messages"
-    " WHERE queue = ?1 AND (state = 0 OR state = 1 AND due <= ?2)"
-)
-# Steps from name to name through the index instead of reading all its rows.
-QUEUES = """
-    WITH RECURSIVE
-        ready (queue) AS (
-            SELECT min(queue) FROM messages WHERE state = 0
-            UNION ALL SELECT (SELECT min(queue) FROM messages WHERE state = 0 AND queue > ready.queue) FROM ready WHERE ready.queue IS NOT NULL
-        ),
-        scheduled (queue) AS (
-            SELECT min(queue) FROM messages WHERE state = 1
-            UNION ALL SELECT (SELECT min(queue) FROM messages WHERE state = 1 AND queue > scheduled.queue) FROM scheduled WHERE scheduled.queue IS NOT NULL
-        )
-    SELECT queue FROM ready WHERE queue IS NOT NULL
-    UNION SELECT queue FROM scheduled WHERE queue IS NOT NULL
-    UNION SELECT queue FROM messages WHERE state = 2
-    UNION SELECT queue FROM dead
-    UNION SELECT queue FROM paused
-    ORDER BY queue
-"""
 
 _encode = msgspec.json.Encoder().encode
 _decode_message = msgspec.json.Decoder(Message).decode
@@ -331,9 +149,9 @@ class SQLiteEngine:
             for join in opened:
                 self._publish(db, sqlite_joins.open_join(db, join, now), now, queues)
             if len(rows) == 1:
-                db.execute(PUBLISH, rows[0])
+                db.execute(sql.PUBLISH, rows[0])
             else:
-                db.executemany(PUBLISH, rows)
+                db.executemany(sql.PUBLISH, rows)
         self._pipes.ring_queues(queues)
 
     def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
@@ -362,8 +180,8 @@ class SQLiteEngine:
 
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
         now = self._clock.time()
-        rows = self._query(HELD, (node,))
-        revoked = self._query_each(REVOKED, [(row[1], now) for row in rows])
+        rows = self._query(sql.HELD, (node,))
+        revoked = self._query_each(sql.REVOKED, [(row[1], now) for row in rows])
         return [
             _delivery(row[:8], Holder(node, row[8]), now, revoked=row[9] is not None or bool(known))
             for row, known in zip(rows, revoked, strict=True)
@@ -451,7 +269,7 @@ class SQLiteEngine:
         stored: list[str] = []
         with _Transaction(self) as db:
             for row in rows:
-                fenced = lease is None or db.execute(FENCED, (row[0], lease.holder.node, lease.holder.process, lease.token)).fetchone()
+                fenced = lease is None or db.execute(sql.FENCED, (row[0], lease.holder.node, lease.holder.process, lease.token)).fetchone()
                 (stored if fenced and _store(db, row) else refused).append(row[0])
         self._pipes.ring_results(stored)
         return refused
@@ -476,8 +294,8 @@ class SQLiteEngine:
             pruned = 0
             horizon = None if self._result_expires is None else now - self._result_expires
             if horizon is not None:
-                db.execute(PRUNE_FUTURE, (now, limit))
-                pruned = db.execute(PRUNE, (horizon, limit)).rowcount
+                db.execute(sql.PRUNE_FUTURE, (now, limit))
+                pruned = db.execute(sql.PRUNE, (horizon, limit)).rowcount
                 sqlite_steps.prune(db, now, horizon, limit)
             sqlite_joins.prune(db, now, horizon, limit)
         self._pipes.sweep()
@@ -532,7 +350,7 @@ class SQLiteEngine:
         with _Transaction(self) as db:
             if lease is not None:
                 fence = (task_id, lease.holder.node, lease.holder.process, lease.token)
-                if db.execute(FENCED, fence).fetchone() is None:
+                if db.execute(sql.FENCED, fence).fetchone() is None:
                     return None
             return sqlite_steps.remember(db, task_id, name, result, failed, self._clock.time())
 
@@ -551,24 +369,24 @@ class SQLiteEngine:
         return self._clock.time()
 
     def queues(self) -> list[str]:
-        return [queue for (queue,) in self._query(QUEUES)]
+        return [queue for (queue,) in self._query(sql.QUEUES)]
 
     def depth(self, queues: Sequence[str] | None = None) -> dict[str, Depth]:
         names = list(dict.fromkeys(self.queues() if queues is None else queues))
         now = self._clock.time()
-        leased = dict(self._query(LEASED_COUNTS))
-        counts = self._query_each(COUNTS, [(name, now) for name in names])
+        leased = dict(self._query(sql.LEASED_COUNTS))
+        counts = self._query_each(sql.COUNTS, [(name, now) for name in names])
         return {
             name: Depth(ready=ready + due, scheduled=scheduled, leased=leased.get(name, 0), dead=dead, paused_by=by)
             for name, ((ready, due, scheduled, dead, by),) in zip(names, counts, strict=True)
         }
 
     def peek(self, queue: str, *, state: str = "ready", limit: int = 100, offset: int = 0) -> list[Waiting]:
-        if state not in PEEK:
-            raise ValueError(f"There is no state {state!r} of a message; there are {', '.join(PEEK)}.")
+        if state not in sql.PEEK:
+            raise ValueError(f"There is no state {state!r} of a message; there are {', '.join(sql.PEEK)}.")
         now = self._clock.time()
         stop = limit + offset
-        rows = self._query(PEEK[state], {"queue": queue, "now": now, "limit": limit, "offset": offset, "stop": stop})
+        rows = self._query(sql.PEEK[state], {"queue": queue, "now": now, "limit": limit, "offset": offset, "stop": stop})
         return [_waiting(row, now) for row in rows]
 
     def find(self, ids: Sequence[str]) -> dict[str, Waiting]:
@@ -576,7 +394,7 @@ class SQLiteEngine:
         found: dict[str, Waiting] = {}
         ready: dict[str, list[Any]] = {}
         for id in dict.fromkeys(ids):
-            rows = self._query(f"SELECT {WAITING} WHERE id = ?", (id,)) or self._query(f"SELECT {DEAD} WHERE id = ?", (id,))
+            rows = self._query(f"SELECT {sql.WAITING} WHERE id = ?", (id,)) or self._query(f"SELECT {sql.DEAD} WHERE id = ?", (id,))
             for row in rows:
                 found[id] = _waiting(row, now)
                 if found[id].state == "ready":
@@ -587,20 +405,22 @@ class SQLiteEngine:
         return found
 
     def revoked(self) -> list[str]:
-        sql = (
+        statement = (
             "SELECT id FROM revokes WHERE until > ?1 AND NOT EXISTS (SELECT 1 FROM messages WHERE messages.id = revokes.id AND state <> 2)"
             " UNION SELECT id FROM messages WHERE revocation IS NOT NULL"
         )
-        return [id for (id,) in self._query(sql, (self._clock.time(),))]
+        return [id for (id,) in self._query(statement, (self._clock.time(),))]
 
     def purge(self, queues: Sequence[str]) -> int:
         purged = 0
         for queue in dict.fromkeys(queues):
             for state in (READY, SCHEDULED):
-                sql = f"DELETE FROM messages WHERE n IN (SELECT n FROM messages WHERE state = {state} AND queue = ? LIMIT {PURGE_LIMIT})"
+                statement = (
+                    f"DELETE FROM messages WHERE n IN (SELECT n FROM messages WHERE state = {state} AND queue = ? LIMIT {PURGE_LIMIT})"
+                )
                 while True:
                     with _Transaction(self) as db:
-                        removed = db.execute(sql, (queue,)).rowcount
+                        removed = db.execute(statement, (queue,)).rowcount
                     purged += removed
                     if removed < PURGE_LIMIT:
                         break
@@ -625,7 +445,7 @@ class SQLiteEngine:
                 if row is None:
                     continue
                 n, queue, priority, task, token, message = row
-                if db.execute(PUBLISH, (id, queue, priority, READY, now, None, task, token, message)).rowcount == 1:
+                if db.execute(sql.PUBLISH, (id, queue, priority, READY, now, None, task, token, message)).rowcount == 1:
                     db.execute("DELETE FROM dead WHERE n = ?", (n,))
                     replayed.append(id)
                     queues.add(queue)
@@ -670,7 +490,7 @@ class SQLiteEngine:
 
     def _reserve(self, db: sqlite3.Connection, queues: Sequence[str], limit: int, holder: Holder) -> _Batch:
         names = list(dict.fromkeys(queues)) if len(queues) > 1 else queues
-        gate = db.execute(GATE, (names[0] if names else "", holder.node)).fetchone()
+        gate = db.execute(sql.GATE, (names[0] if names else "", holder.node)).fetchone()
         if gate is None:
             raise NodeLost(holder.node)
         now = self._clock.time()
@@ -683,12 +503,12 @@ class SQLiteEngine:
             names = [queue for queue in names if queue not in paused]
         for queue in names:
             if queue != queues[0]:
-                first_due = db.execute(FIRST_DUE, (queue,)).fetchone()[0]
+                first_due = db.execute(sql.FIRST_DUE, (queue,)).fetchone()[0]
             if first_due is not None and first_due <= now:
-                db.execute(PROMOTE, (queue, now))
+                db.execute(sql.PROMOTE, (queue, now))
         batch.rows, batch.leftover = _ready_rows(db, names, limit)
         if any_revoked and batch.rows:
-            batch.revoked = {row[1] for row in batch.rows if db.execute(REVOKED, (row[1], now)).fetchone()}
+            batch.revoked = {row[1] for row in batch.rows if db.execute(sql.REVOKED, (row[1], now)).fetchone()}
         # Under the lock of the writers this clock gives every batch a later moment than all before it. One statement for all is quicker than one for each.
         for start in range(0, len(batch.rows), LEASE_ROWS):
             taken = [row[0] for row in batch.rows[start : start + LEASE_ROWS]]
@@ -698,9 +518,9 @@ class SQLiteEngine:
     def _settle(self, db: sqlite3.Connection, prepared: _Prepared) -> _Effects:
         effects = _Effects()
         if prepared.removals is not None:
-            if db.executemany(REMOVE, prepared.removals).rowcount == len(prepared.removals):
+            if not prepared.removals or db.executemany(sql.REMOVE, prepared.removals).rowcount == len(prepared.removals):
                 if prepared.records:
-                    db.executemany(STORE, prepared.records)
+                    db.executemany(sql.STORE, prepared.records)
                     effects.results = [row[0] for row in prepared.records]
                 if prepared.members:
                     self._count(db, prepared.items, prepared.now, effects)
@@ -732,7 +552,7 @@ class SQLiteEngine:
         settlement, message_row, record_row, follow_up_rows, join_rows = item
         lease = settlement.lease
         if lease is not None:
-            found = db.execute(FENCED, (settlement.id, lease.holder.node, lease.holder.process, lease.token)).fetchone()
+            found = db.execute(sql.FENCED, (settlement.id, lease.holder.node, lease.holder.process, lease.token)).fetchone()
             if found is None:
                 return False
             if record_row is not None:
@@ -747,14 +567,14 @@ class SQLiteEngine:
         for id, more in settlement.enlarges.items():
             sqlite_joins.enlarge(db, id, more, now)
         for row in follow_up_rows:
-            db.execute(PUBLISH, row)
+            db.execute(sql.PUBLISH, row)
             effects.queues.add(row[1])
         return True
 
     def _publish(self, db: sqlite3.Connection, messages: Iterable[Message], now: float, queues: set[str]) -> None:
         for message in messages:
             row = _row(message, now)
-            db.execute(PUBLISH, row)
+            db.execute(sql.PUBLISH, row)
             queues.add(row[1])
 
     def _move(
@@ -783,18 +603,18 @@ class SQLiteEngine:
                 if settlement.pause is not None:
                     due = sqlite_steps.pause(db, settlement.id, settlement.pause, now)
                     state, at = (READY, now) if due is None else (SCHEDULED, due)
-                db.execute(PUBLISH, (*row[:3], state, at, due, row[6], token, row[8]))
+                db.execute(sql.PUBLISH, (*row[:3], state, at, due, row[6], token, row[8]))
                 effects.queues.add(row[1])
             case Verdict.RELEASED | Verdict.CRASHED:
                 if row is not None:
-                    db.execute(REWRITE, (row[1], row[2], row[6], row[8], n))
+                    db.execute(sql.REWRITE, (row[1], row[2], row[6], row[8], n))
                 crashed = settlement.verdict is Verdict.CRASHED
                 due = now + settlement.delay_seconds if settlement.delay_seconds > 0 and not crashed else None
-                db.execute(GIVE_BACK, (READY if due is None else SCHEDULED, due, crashed, not crashed, n))
+                db.execute(sql.GIVE_BACK, (READY if due is None else SCHEDULED, due, crashed, not crashed, n))
                 ((queue,),) = db.execute("SELECT queue FROM messages WHERE n = ?", (n,)).fetchall()
                 effects.queues.add(queue)
             case Verdict.DEAD:
-                db.execute(BURY, (now, settlement.reason, n))
+                db.execute(sql.BURY, (now, settlement.reason, n))
                 db.execute("DELETE FROM messages WHERE n = ?", (n,))
             case _:
                 assert_never(settlement.verdict)
@@ -807,7 +627,7 @@ class SQLiteEngine:
             if revocation is not None:
                 self._end_revoked(db, n, revocation, now, effects)
             else:
-                db.execute(GIVE_BACK, (READY, None, crashed, not crashed, n))
+                db.execute(sql.GIVE_BACK, (READY, None, crashed, not crashed, n))
                 effects.queues.add(queue)
         return [row[1] for row in rows]
 
@@ -862,7 +682,7 @@ class SQLiteEngine:
         """0 when something is ready, infinity when nothing is even scheduled."""
         now = self._clock.time()
         nearest = math.inf
-        for rows in self._query_each(OUTLOOK, [(queue,) for queue in queues]):
+        for rows in self._query_each(sql.OUTLOOK, [(queue,) for queue in queues]):
             for ready, due in rows:
                 if ready:
                     return 0.0
@@ -874,9 +694,9 @@ class SQLiteEngine:
         """How many come before each of these ready messages."""
         if len(rows) > COUNTED_EACH:
             wanted = {row[0] for row in rows}
-            return [(id, place) for id, place in self._query(PLACES, (queue, now)) if id in wanted]
+            return [(id, place) for id, place in self._query(sql.PLACES, (queue, now)) if id in wanted]
         given = [{"queue": queue, "priority": row[5], "at": row[4], "n": row[6], "now": now} for row in rows]
-        counts = self._query_each(AHEAD, given)
+        counts = self._query_each(sql.AHEAD, given)
         return [(row[0], count) for row, ((count,),) in zip(rows, counts, strict=True)]
 
     def _announce(self, effects: _Effects) -> None:
@@ -890,10 +710,10 @@ class SQLiteEngine:
 
     # -- the connection ------------------------------------------------------------------------------------------
 
-    def _query(self, sql: str, parameters: Any = ()) -> list[Any]:
-        return self._query_each(sql, [parameters])[0]
+    def _query(self, statement: str, parameters: Any = ()) -> list[Any]:
+        return self._query_each(statement, [parameters])[0]
 
-    def _query_each(self, sql: str, parameters: Sequence[Any]) -> list[list[Any]]:
+    def _query_each(self, statement: str, parameters: Sequence[Any]) -> list[list[Any]]:
         """Reads; needs no turn of a writer."""
         deadline = time.monotonic() + self._timeout_seconds
         self._enter(self._timeout_seconds)
@@ -901,7 +721,7 @@ class SQLiteEngine:
             while True:
                 try:
                     db = self._db or self._connect(deadline)
-                    return [db.execute(sql, given).fetchall() for given in parameters]
+                    return [db.execute(statement, given).fetchall() for given in parameters]
                 except sqlite3.OperationalError as error:
                     if not _is_busy(error) or time.monotonic() >= deadline:
                         raise self._translated(error) from error
@@ -1041,7 +861,7 @@ class SQLiteEngine:
             version = self._schema_version(db)
         finally:
             db.execute("ROLLBACK")
-        if version < len(MIGRATIONS):
+        if version < len(sql.MIGRATIONS):
             self._lock(deadline, self._timeout_seconds)
             try:
                 self._migrate(db)
@@ -1050,26 +870,26 @@ class SQLiteEngine:
                     db.execute("ROLLBACK")
                 if self._lock_fd >= 0:
                     fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
-        for pragma in (*PRAGMAS, f"PRAGMA synchronous = {self._synchronous}"):
+        for pragma in (*sql.PRAGMAS, f"PRAGMA synchronous = {self._synchronous}"):
             db.execute(pragma).fetchall()
 
     def _schema_version(self, db: sqlite3.Connection) -> int:
         ((version,),) = db.execute("PRAGMA user_version").fetchall()
         ((application_id,),) = db.execute("PRAGMA application_id").fetchall()
         fresh = version == 0 and application_id == 0 and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
-        if not fresh and application_id != APPLICATION_ID:
+        if not fresh and application_id != sql.APPLICATION_ID:
             raise EngineCorrupt(
                 f"{self._path} is an SQLite database of another program, not Celeriac's. Give Celeriac a file of its own: change the URL {self.url}."
             )
-        if version > len(MIGRATIONS):
+        if version > len(sql.MIGRATIONS):
             raise EngineCorrupt(
-                f"{self._path} was written by a newer Celeriac (its schema is version {version}, this one knows {len(MIGRATIONS)})."
+                f"{self._path} was written by a newer Celeriac (its schema is version {version}, this one knows {len(sql.MIGRATIONS)})."
                 " Upgrade Celeriac here too, or use another file."
             )
         return int(version)
 
     def _migrate(self, db: sqlite3.Connection) -> None:
-        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        db.execute(f"PRAGMA page_size = {sql.PAGE_BYTES}")
         ((journal_mode,),) = db.execute("PRAGMA journal_mode = WAL").fetchall()
         if journal_mode != "wal":
             raise EngineUnavailable(
@@ -1077,11 +897,11 @@ class SQLiteEngine:
             )
         db.execute("BEGIN IMMEDIATE")
         # Somebody else may have done it while we waited for our turn.
-        for version in range(self._schema_version(db), len(MIGRATIONS)):
-            for statement in MIGRATIONS[version]:
+        for version in range(self._schema_version(db), len(sql.MIGRATIONS)):
+            for statement in sql.MIGRATIONS[version]:
                 db.execute(statement)
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute(f"PRAGMA application_id = {sql.APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {len(sql.MIGRATIONS)}")
         db.execute("COMMIT")
 
     def _disconnect(self, *, keep_lock: bool = False) -> None:
@@ -1285,29 +1105,29 @@ def _row(message: Message, now: float) -> _MessageRow:
 
 @cache
 def _lease_sql(rows: int) -> str:
-    return LEASE.format(", ".join("?" * rows))
+    return sql.LEASE.format(", ".join("?" * rows))
 
 
 def _store(db: sqlite3.Connection, row: _RecordRow) -> bool:
     """False, and nothing stored, when the record's state is an unready one and that of the one before it is not."""
     if row[1] not in READY_STATES:
-        before = db.execute(STORED_STATUS, (row[0],)).fetchone()
+        before = db.execute(sql.STORED_STATUS, (row[0],)).fetchone()
         if before is not None and before[0] in READY_STATES:
             return False
-    db.execute(STORE, row)
+    db.execute(sql.STORE, row)
     return True
 
 
 def _ready_rows(db: sqlite3.Connection, queues: Sequence[str], limit: int) -> tuple[list[Any], set[str]]:
     """The first `limit` ready ones of all the queues together, and the queues that have more. Of each queue no more than that many and one are looked at."""
     if len(queues) == 1:
-        rows = db.execute(READY_ROWS, (queues[0], limit + 1)).fetchall()
+        rows = db.execute(sql.READY_ROWS, (queues[0], limit + 1)).fetchall()
         return rows[:limit], set(queues) if len(rows) > limit else set()
     keys: list[Any] = []
     for queue in queues:
-        keys += db.execute(READY_KEYS, (queue, limit + 1)).fetchall()
+        keys += db.execute(sql.READY_KEYS, (queue, limit + 1)).fetchall()
     keys.sort()
-    return [db.execute(ROW, (key[2],)).fetchone() for key in keys[:limit]], {key[3] for key in keys[limit:]}
+    return [db.execute(sql.ROW, (key[2],)).fetchone() for key in keys[:limit]], {key[3] for key in keys[limit:]}
 
 
 def _delivery(row: Any, holder: Holder, now: float, *, revoked: bool) -> Delivery:
@@ -1338,7 +1158,7 @@ def _delivery(row: Any, holder: Holder, now: float, *, revoked: bool) -> Deliver
 
 def _waiting(row: Any, now: float) -> Waiting:
     id, queue, state, due, at, _, _, node, process, crashes, interruptions, reason, died, body = row
-    name = "dead" if state == 3 else _STATES[state]
+    name = "dead" if state == 3 else STATES[state]
     if state == SCHEDULED and due <= now:
         name = "ready"
     try:

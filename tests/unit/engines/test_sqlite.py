@@ -24,8 +24,9 @@ from msgspec import Raw
 from celeriac.contracts.mailbox import Letter, Node
 from celeriac.core.errors import EngineCorrupt, EngineUnavailable, ImproperlyConfigured
 from celeriac.core.message import Holder, Message, Record, Revocation, Settlement, Verdict
-from celeriac.engines import open_engine, sqlite
-from celeriac.engines.sqlite import MIGRATIONS, SQLiteEngine
+from celeriac.engines import open_engine, sqlite, sqlite_schema
+from celeriac.engines.sqlite import SQLiteEngine
+from celeriac.engines.sqlite_schema import MIGRATIONS
 
 DEADLINE_SECONDS = 10.0
 HOLDER = Holder("node", 1)
@@ -469,7 +470,7 @@ class TestWaking:
         waiter.start()
         rows = [sqlite._row(message("a"), time.time())]
         with sqlite._Transaction(engine) as db:
-            db.executemany(sqlite.PUBLISH, rows)
+            db.executemany(sqlite_schema.PUBLISH, rows)
         waiter.join(3.0)
         assert woken == [True]
 
@@ -660,7 +661,7 @@ HOT = {
 
 @pytest.mark.parametrize("name", HOT)
 def test_no_hot_statement_reads_or_sorts_a_whole_table(engine: SQLiteEngine, name: str) -> None:
-    plan = [row[3] for row in engine._query(f"EXPLAIN QUERY PLAN {getattr(sqlite, name).format('?, ?')}", HOT[name])]
+    plan = [row[3] for row in engine._query(f"EXPLAIN QUERY PLAN {getattr(sqlite_schema, name).format('?, ?')}", HOT[name])]
     # Oldest first by row number, up to a LIMIT, is a scan by name only. What one node holds is little, and may be sorted.
     # EXISTS ends at the first row.
     ends_early = ("SCAN results", "SCAN paused", "SCAN revokes", "SCAN CONSTANT ROW")
@@ -672,7 +673,7 @@ def test_no_hot_statement_reads_or_sorts_a_whole_table(engine: SQLiteEngine, nam
 @pytest.mark.parametrize("state", ["ready", "scheduled"])
 def test_peeking_does_not_sort_the_queue(engine: SQLiteEngine, state: str) -> None:
     given = {"queue": "q", "now": 0.0, "limit": 5, "offset": 0, "stop": 5}
-    plan = [row[3] for row in engine._query(f"EXPLAIN QUERY PLAN {sqlite.PEEK[state]}", given)]
+    plan = [row[3] for row in engine._query(f"EXPLAIN QUERY PLAN {sqlite_schema.PEEK[state]}", given)]
     assert any(f"USING INDEX messages_{state}" in step for step in plan), plan
 
 

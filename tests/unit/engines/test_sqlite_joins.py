@@ -13,8 +13,9 @@ from msgspec import Raw
 
 from celeriac.contracts.mailbox import Node
 from celeriac.core.message import Arrival, Delivery, Holder, Join, Message, Record, Settlement, Verdict
-from celeriac.engines import sqlite, sqlite_joins
-from celeriac.engines.sqlite import MIGRATIONS, SQLiteEngine
+from celeriac.engines import sqlite_joins, sqlite_schema
+from celeriac.engines.sqlite import SQLiteEngine
+from celeriac.engines.sqlite_schema import MIGRATIONS
 from celeriac.testing import FakeClock
 
 HOLDER = Holder("node", 1)
@@ -178,11 +179,11 @@ class TestOlderFiles:
         db = sqlite3.connect(path, isolation_level=None)
         for statement in ("PRAGMA page_size = 2048", "PRAGMA journal_mode = WAL", *MIGRATIONS[0]):
             db.execute(statement)
-        db.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+        db.execute(f"PRAGMA application_id = {sqlite_schema.APPLICATION_ID}")
         db.execute("PRAGMA user_version = 1")
         body = b'{"id":"old","task":"t","body":[[],{},{}]}'
-        db.execute(sqlite.PUBLISH, ("old", "celery", 0, sqlite.READY, 1.0, None, "t", 0, body))
-        db.execute(sqlite.STORE, ("done", "SUCCESS", 1.0, b'{"task_id":"done","status":"SUCCESS"}'))
+        db.execute(sqlite_schema.PUBLISH, ("old", "celery", 0, sqlite_schema.READY, 1.0, None, "t", 0, body))
+        db.execute(sqlite_schema.STORE, ("done", "SUCCESS", 1.0, b'{"task_id":"done","status":"SUCCESS"}'))
         db.execute("INSERT INTO paused (queue, by) VALUES ('slow', 'anna')")
         db.close()
 
@@ -208,7 +209,7 @@ class TestOlderFiles:
         fresh.close()
 
     def test_who_has_it_open_goes_on(self, path: Path, open_: Callable[..., SQLiteEngine], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sqlite, "MIGRATIONS", MIGRATIONS[:1])
+        monkeypatch.setattr(sqlite_schema, "MIGRATIONS", MIGRATIONS[:1])
         old = open_()
         old.publish([message("a")])
         monkeypatch.undo()
