@@ -98,12 +98,12 @@ def _drain(site: Site, workers: Workers, total: int, *, already: int = 0) -> Dra
     def done() -> int:
         return site.counts().started - already
 
-    _wait(lambda: done() >= total * 0.10, "began on its queue")
+    _come(done, total * 0.10, "began on its queue")
     first, begun, worker, server = done(), time.monotonic(), workers.measured(cpu_seconds), site.server_cpu_seconds()
-    _wait(lambda: done() >= total * 0.98, "came to the end of its queue")
+    _come(done, total * 0.98, "came to the end of its queue")
     tasks, seconds = done() - first, time.monotonic() - begun
     worker, server = workers.measured(cpu_seconds) - worker, site.server_cpu_seconds() - server
-    _wait(lambda: done() >= total, "ran the last task")
+    _come(done, total, "ran the last task")
     return Drain(tasks / seconds, worker / tasks * 1e6, server / tasks * 1e6, worker / seconds)
 
 
@@ -269,6 +269,18 @@ FIGURES: dict[str, Figure] = {
     "memory": Figure(memory, "memory of a worker", _is_main),
     "eta": Figure(eta, "100,000 tasks due in an hour: memory of a worker, speed beside them", _sends_later, once=True),
 }
+
+
+def _come(read: Callable[[], int], wanted: float, what: str, *, patience_seconds: float = 60.0) -> None:
+    """Waits until the number is there, as long as it moves."""
+    last, moved = read(), time.monotonic()
+    while last < wanted:
+        time.sleep(0.02)
+        now = read()
+        if now != last:
+            last, moved = now, time.monotonic()
+        elif time.monotonic() - moved > patience_seconds:
+            raise BenchError(f"The worker never {what}: {now:,} of {wanted:,.0f}, and nothing moved for {patience_seconds:.0f} s.")
 
 
 def _wait(condition: Callable[[], bool], what: str, *, timeout_seconds: float = 60.0, every_seconds: float = 0.02) -> None:
