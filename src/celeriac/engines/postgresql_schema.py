@@ -873,9 +873,9 @@ def migrate(connection: Connection, schema: str, deadline: float) -> None:
     deadline = max(deadline, time.monotonic() + MIGRATION_SECONDS)
     try:
         connection.run("BEGIN", (), deadline)
-        connection.run("SET LOCAL lock_timeout = '5s'", (), deadline)
         connection.run("SET LOCAL client_min_messages = warning", (), deadline)
         connection.run(f"SELECT pg_advisory_xact_lock({seed(schema)})", (), deadline)
+        connection.run("SET LOCAL lock_timeout = '5s'", (), deadline)
         version = _version(connection, schema, deadline)  # somebody else may have done it while we waited for our turn
         if version < 0:
             exists = rows_of(
