@@ -160,7 +160,7 @@ class Run:
                 continue
             try:
                 yield SIDES[name].ready(self._say)
-            except Unavailable as problem:
+            except (Unavailable, BenchError) as problem:
                 self._note(f"Left out {SIDES[name].title}: {problem}")
 
     def _measure(self, name: str, number: int, side: Side, place: Place) -> None:
@@ -174,9 +174,9 @@ class Run:
             try:
                 with fresh(side, place, directory, name) as site:
                     numbers = figure.measure(site, self.sizes)
-            except BenchError as problem:
+            except Exception as problem:  # whatever one side does, the others are still measured
                 if attempt + 1 == FLEETING:
-                    self._note(f"{side.title}, {name}: {problem}")
+                    self._note(f"{side.title}, {name}: {problem or type(problem).__name__}")
                 continue
             self.found.setdefault(side.name, []).append(numbers)
             self._say(label + "  ".join(f"{key}={value:.4g}" for key, value in numbers.items()))
@@ -187,12 +187,16 @@ class Run:
         try:
             with fresh(side, place, self.directory / "sizes", "sizes") as site, site.worker():
                 return raw.Stored(**{name: int(number) for name, number in site.ask("sizes").items()})
-        except BenchError as problem:
+        except Exception as problem:
             self._note(f"The size of what is stored could not be measured: {problem}")
             return raw.Stored()
 
     def _raw(self, place: Place, number: int, stored: raw.Stored) -> None:
-        numbers = self.engine.raw_limits(place, self.only, self.sizes, self.directory / f"raw-{number}", stored)
+        try:
+            numbers = self.engine.raw_limits(place, self.only, self.sizes, self.directory / f"raw-{number}", stored)
+        except Exception as problem:
+            self._note(f"The driver alone: {problem or type(problem).__name__}")
+            return
         if numbers:
             self.found["raw"].append(numbers)
             self._say(
