@@ -253,9 +253,12 @@ class chord(Workflow):
         yield from self.body._tasks()
 
     def _run_here(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any], *, sending: bool) -> AsyncResult[Any]:
-        from ..tasks.eager import join_failed
+        from ..tasks.eager import collected_additions, join_failed
 
-        results = [member._run_here(args, kwargs, options, sending=sending) for member in self.tasks]
+        with collected_additions() as added:
+            results = [member._run_here(args, kwargs, options, sending=sending) for member in self.tasks]
+            while added:
+                results.append(added.pop(0)._run_here((), {}, options, sending=sending))
         header = GroupResult(self.options["task_id"], results, app=self._known_app())
         failed = next((result for result in results if not result.successful() and result.state != "IGNORED"), None)
         if failed is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,14 +26,47 @@ if TYPE_CHECKING:
     from .task import App, Task
 
 
+_additions: ContextVar[list[Signature[Any]] | None] = ContextVar("celeriac_eager_additions", default=None)
+"""While the header of a chord runs here: what its members have added to it (`Task.add_to_chord`)."""
+
+
+@contextmanager
+def collected_additions() -> Iterator[list[Signature[Any]]]:
+    """Inside of it, tasks are members of a chord, and what they add to it is collected."""
+    added: list[Signature[Any]] = []
+    token = _additions.set(added)
+    try:
+        yield added
+    finally:
+        _additions.reset(token)
+
+
 def apply(
     task: Task[..., Any], args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: dict[str, Any], throw: bool | None
 ) -> EagerResult[Any]:
     """Runs the task until it is not to be retried any more; without waiting between the tries."""
+    additions = _additions.get()
+    token = _additions.set(None)  # what this task calls is no member of the chord that it is in
+    try:
+        return _applied(task, args, kwargs, options, throw, additions)
+    finally:
+        _additions.reset(token)
+
+
+def _applied(
+    task: Task[..., Any],
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    options: dict[str, Any],
+    throw: bool | None,
+    additions: list[Signature[Any]] | None,
+) -> EagerResult[Any]:
     app = task.app
     settings = app.settings
     embed = _embed(options) or {}
     message = _message(app, task, args or (), kwargs or {}, options)
+    if additions is not None:
+        message = msgspec.structs.replace(message, join=message.root_id)
     request = _request(message, tuple(args or ()), dict(kwargs or {}), embed)
     request.may_join = True
     doom = options.get("_doom")
@@ -44,6 +79,8 @@ def apply(
         new_kwargs = request.kwargs if retry.new_kwargs is None else dict(retry.new_kwargs)
         request = _request(msgspec.structs.replace(request.message, retries=request.message.retries + 1), new_args, new_kwargs, embed)
         request.may_join = True
+    if additions is not None and outcome.state == states.SUCCESS:
+        additions += request.additions
     if task.store_eager_result:
         _store(app, task, request, outcome)
     if embed:

@@ -155,6 +155,28 @@ def test_a_member_ends_and_the_chord_ends(shop: Shop, worker: InlineWorker, endi
     assert_nothing_is_left(worker)
 
 
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("ending", [name for name in endings if name not in ("expires", "is unknown", "asks to run at most once")])
+def test_eager_mode_ends_it_in_the_same_way(shop: Shop, ending: str, always: bool) -> None:
+    make, value = endings[ending]
+    whole = chord([make(shop), shop.ok.s(1)], shop.body.s().on_error(shop.errback.s()))
+    shop.app.conf.task_always_eager = always
+    result = whole.apply_async() if always else whole.apply()
+    if value is FAILED:
+        assert shop.bodies == []
+        assert [(task, type(error)) for task, error in shop.errors] == [(shop.body.name, ChordError)]
+        assert result.state == "FAILURE"
+    else:
+        assert result.get() == shop.bodies[-1] == [value, 1]
+        assert shop.errors == []
+
+
+def test_members_are_added_in_eager_mode_too(shop: Shop) -> None:
+    assert chord([shop.adding.s(1), shop.ok.s(2), shop.adding.s(3)], shop.body.s()).apply().get() == [1, 2, 3, 101, 201, 103, 203]
+    with pytest.raises(ValueError, match="not in the header"):
+        shop.adding.apply((1,)).get()
+
+
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_a_revoked_member_ends_it(shop: Shop, worker: InlineWorker, position: int) -> None:
     result = chord([shop.ok.s(number) for number in range(3)], shop.body.s().on_error(shop.errback.s())).apply_async()
