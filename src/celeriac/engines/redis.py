@@ -1,7 +1,7 @@
 """The engine of a Redis (6.2 or newer) or Valkey server, alone, behind Sentinel, or a Cluster.
 
-    storage    a hash of messages and a hash of what is known of each; sorted sets of ids: ready and scheduled ones by queue, leased ones by node. Results are
-               what Celery writes: `celery-task-meta-<id>`, a string of JSON that expires, told by pub/sub on the same name
+    storage    a hash of messages; sorted sets of ids, ready and scheduled ones by queue; a hash of leases for each node. Results are what Celery writes:
+               `celery-task-meta-<id>`, a string of JSON that expires, told by pub/sub on the same name. `redis_scripts.py` names every key
     a crash    of a process loses nothing that a verb had answered. Of the server: what its persistence says (`appendonly yes`; `appendfsync everysec` may lose a
                second, `always` nothing). Of a primary: what had not reached the replica that took over
     order      priority, then how long it has waited, then the order of publishing
@@ -9,12 +9,12 @@
     waiting    a token in a sorted set for each queue, taken by BZPOPMIN: one wakes for each message, and who leaves ready work behind puts the token back. A look
                once a second is the net
     repeats    who publishes or settles signs with a pen of its own and a number; the server remembers the last number of each pen for a minute. So a call whose answer
-               was lost is asked again and has happened once
+               was lost is asked again and has happened once, and what arrives after its sender has asked again does nothing
     clocks     due times and leases follow the server's clock: setting *that* clock by more than a lease ends leases, since Redis has no other
     Cluster    all keys of an application bear one hash tag, so that a step is atomic there too, whatever queues it touches. Its memory and its work are those of one
                shard; the others stand by, or serve other applications (another `key_prefix`)
-    bounded    results, letters and pens expire; waiting messages, dead letters and names of queues stay until somebody takes them; all else is as many as there are
-               workers. No verb scans the key space
+    bounded    results, joins, events, letters and pens expire; steps and the ledger of schedules are pruned by their age; waiting messages, dead letters, schedules and
+               names of queues stay until somebody takes them; all else is as many as there are workers. No verb scans the key space
     cannot     keep anything when `maxmemory-policy` evicts keys: it must be `noeviction`
 
 A connection belongs to one call at a time and is never shared with a child: after a fork the child closes its copies and opens its own.
