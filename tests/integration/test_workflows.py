@@ -75,6 +75,8 @@ def end_all(project: Project, flows: Any, size: int, names: list[str]) -> None:
         sent[name] = chord(header, flows.body.s(label).on_error(flows.errback.s(label=label))).apply_async()
     if "is revoked" in sent:
         sent["is revoked"].parent[0].revoke()
+        if project.home.engine == "rabbitmq":  # it cannot look into a queue: what is revoked ends when somebody takes it
+            workers.append(project.worker("-c", "1", "-Q", "nobody-listens", *FLOWS))
     if "is terminated" in sent:
         until(lambda: project.journal("endless", "7"), "the endless one runs")
         sent["is terminated"].parent[0].revoke(terminate=True)
