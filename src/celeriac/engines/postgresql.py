@@ -39,7 +39,7 @@ from ..core.errors import EngineUnavailable, ImproperlyConfigured, NodeLost
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
 from .postgresql_listen import LOOKS_SECONDS, Box, Listener, PollingSubscription, Subscription
-from .postgresql_schema import migrate
+from .postgresql_schema import ensure
 from .postgresql_wire import (
     Ambiguous,
     Array,
@@ -247,7 +247,7 @@ class PostgreSQLEngine:
             size=options["pool_size"],
             prepares=options["prepare"],
             timeout_seconds=self._timeout_seconds,
-            migrate=lambda connection, deadline: migrate(connection, self._schema, deadline),
+            ensure=lambda connection, deadline: ensure(connection, self._schema, deadline),
         )
         self._listener = Listener(self._database)
         self._schedules: Schedules | None = None

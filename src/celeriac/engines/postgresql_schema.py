@@ -9,6 +9,7 @@ import time
 from zlib import crc32
 
 from ..core.errors import EngineCorrupt, EngineUnavailable
+from .network import in_time
 from .postgresql_wire import Connection, Refused, rows_of
 from .schedules.postgresql_schema import FUNCTIONS as FIRING
 from .schedules.postgresql_schema import TABLES as SCHEDULES
@@ -846,7 +847,7 @@ FUNCTIONS = """
 """
 
 MIGRATION_SECONDS = 10.0
-"""A change of the schema may take so long, even when who comes first wanted an answer earlier."""
+"""A change of the schema may take so long, with waiting for another process that is at it."""
 MIGRATIONS = (TABLES, JOINS, SCHEDULES, STEPS)
 """What leads from each version of the schema to the next; the functions follow, as a whole. All of it is one transaction, which makes things, or changes what no running verb waits for. A
 function that takes other parameters than before is another one to PostgreSQL: so older programs, which call the old one, go on meanwhile."""
@@ -866,11 +867,29 @@ def _version(connection: Connection, schema: str, deadline: float) -> int:
     return int(version)
 
 
-def migrate(connection: Connection, schema: str, deadline: float) -> None:
-    """Waits for nobody when there is nothing to change."""
+def ensure(connection: Connection, schema: str, deadline: float) -> None:
+    """The schema is there, and of this version. Waits for nobody when there is nothing to change. To change something may take longer than the caller has: then that goes on
+    without him, on a connection of its own."""
     if _version(connection, schema, deadline) == len(MIGRATIONS):
         return
-    deadline = max(deadline, time.monotonic() + MIGRATION_SECONDS)
+    server = connection.server
+
+    def change() -> None:
+        own = server.connect(time.monotonic() + MIGRATION_SECONDS, prepares=False)
+        try:
+            _migrate(own, schema, time.monotonic() + MIGRATION_SECONDS)
+        finally:
+            own.close()
+
+    try:
+        in_time(change, deadline - time.monotonic())
+    except TimeoutError:
+        raise EngineUnavailable(
+            f"The schema {schema} of {server} is being made or brought up to date; nothing was changed. Try again."
+        ) from None
+
+
+def _migrate(connection: Connection, schema: str, deadline: float) -> None:
     try:
         connection.run("BEGIN", (), deadline)
         connection.run("SET LOCAL client_min_messages = warning", (), deadline)

@@ -67,15 +67,15 @@ class Database:
         size: int,
         prepares: bool,
         timeout_seconds: float,
-        migrate: Callable[[Connection, float], None],
+        ensure: Callable[[Connection, float], None],
     ) -> None:
         self.server = server
         self.schema = schema
         self.timeout_seconds = timeout_seconds
         self._size = size
         self._prepares = prepares
-        self._migrate = migrate
-        self._migrated = False
+        self._ensure = ensure
+        self._ensured = False
         self._statements: dict[str, str] = {}
         self._idle: deque[Connection] = deque()
         self._used: set[Connection] = set()
@@ -146,9 +146,9 @@ class Database:
             raise
         self._breaker.connected()
         try:
-            if not self._migrated:
-                self._migrate(connection, deadline)
-                self._migrated = True
+            if not self._ensured:
+                self._ensure(connection, deadline)
+                self._ensured = True
         except BaseException as error:
             connection.close()
             self._judge(error)
@@ -156,7 +156,7 @@ class Database:
         return connection
 
     def ensure_schema(self) -> None:
-        if not self._migrated:
+        if not self._ensured:
             self._release(self._acquire(time.monotonic() + self.timeout_seconds))
 
     def close(self) -> None:
@@ -208,7 +208,7 @@ class Database:
             self._breaker.failed(str(error))
         elif isinstance(error, Refused):
             if error.code in ("42P01", "42883", "3F000"):
-                self._migrated = False  # somebody dropped the schema; the next connection makes it anew
+                self._ensured = False  # somebody dropped the schema; the next connection makes it anew
                 self.close()
             elif error.code.startswith("54"):
                 raise EncodeError(f"PostgreSQL cannot index an id or a queue name of that length: {error.detail}.", "id") from error

@@ -193,6 +193,23 @@ def test_many_at_once_make_one_schema(url: str) -> None:
         engine.close()
 
 
+def test_a_caller_waits_for_the_making_of_the_schema_no_longer_than_he_gives(engine: Any, url: str) -> None:
+    """Somebody else is at it, and takes his time. Afterwards it is there, without anybody asking again."""
+    import psycopg
+
+    with psycopg.connect(url.partition("?")[0]) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [schema.seed(engine._schema)])
+        begin = time.monotonic()
+        with pytest.raises(EngineUnavailable, match="is being made"):
+            engine.publish([message("m")], timeout_seconds=0.5)
+        assert time.monotonic() - begin < 3
+        other.commit()
+        there = "SELECT count(*) FROM pg_catalog.pg_tables WHERE schemaname = %s AND tablename = 'version'"
+        until(lambda: other.execute(there, [engine._schema]).fetchone() == (1,))
+    until(lambda: not _fails(lambda: engine.publish([message("m")])))
+    assert [one.id for one in engine.peek("celery")] == ["m"]
+
+
 def test_a_newer_schema_is_left_alone(engine: Any, url: str) -> None:
     engine.queues()
     engine._database.run("UPDATE {s}.version SET version = 99", ())
@@ -318,8 +335,9 @@ def test_batches_that_count_towards_the_same_joins_lock_them_in_one_order(engine
 def test_an_older_schema_is_brought_up_to_date_without_waiting_for_anybody(engine: Any, url: str) -> None:
     """An older program has a transaction open that has read and written what it has; it goes on, and so does the upgrade."""
     engine.publish([message("m")])
-    tables = "joins, arrivals, thens, endings"
-    engine._database.run(f"DROP TABLE {', '.join('{s}.' + name for name in tables.split(', '))}")
+    for table in ("joins", "arrivals", "thens", "endings", "schedules", "ledger", "steps", "events"):
+        engine._database.run(f"DROP TABLE {{s}}.{table}")
+    engine._database.run("DROP FUNCTION {s}.schedules_changed_by_hand, {s}.schedules_made_by_hand")
     engine._database.run("UPDATE {s}.version SET version = 1")
     with engine._database.transaction() as run:
         run("UPDATE {s}.messages SET priority = 5 WHERE id = 'm'")
