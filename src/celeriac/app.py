@@ -872,6 +872,7 @@ def _opened(url: str, settings: Settings, options: Mapping[str, Any]) -> Broker:
         result_expires=settings.result_expires,
         revokes_expire_seconds=settings.revokes_expire,
         task_queues=settings.task_queues,
+        replies=(settings.result_backend or "").startswith("rpc:"),
         **options,
     )
 

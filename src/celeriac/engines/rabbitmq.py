@@ -159,7 +159,10 @@ class RabbitMQEngine:
         body = body_of(message)
         queue = message.queue
         if wait > 0.0:
-            return addressed(self._topology, "queue", queue, self._topology.queue(queue), properties, body, wait)
+            publication = addressed(self._topology, "queue", queue, self._topology.queue(queue), properties, body, wait)
+            if self._replies is not None:
+                publication = publication._replace(needs=(*publication.needs, ("replies", self._replies.address())))
+            return publication
         exchange, key = self._topology.route(queue, message.exchange, message.routing_key)
         needs = self._needs.get(queue)
         if needs is None:

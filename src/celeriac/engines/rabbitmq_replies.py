@@ -180,7 +180,7 @@ class _Wait:
 
 def _as_celery(record: Record) -> bytes:
     """The record, with the fields that Celery's clients look for though they say nothing."""
-    fields: dict[str, Any] = msgspec.to_builtins(record)
+    fields: dict[str, Any] = {name: value for name in record.__struct_fields__ if (value := getattr(record, name)) not in (None, [], 0)}
     return _encode({"traceback": None, "children": [], "date_done": None, **fields, "result": record.result})
 
 

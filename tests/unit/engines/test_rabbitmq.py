@@ -1,0 +1,281 @@
+"""What RabbitMQ alone does: custody, delays in the server, exchanges, results by message, and its troubles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from celeriac.core.errors import EngineCorrupt, EngineUnavailable
+from celeriac.core.message import Holder, Verdict
+from celeriac.core.routing import queues_from
+from celeriac.engines import rabbitmq_wire as wire
+from celeriac.engines.rabbitmq import RabbitMQEngine
+from celeriac.testing.contract.harness import eventually, ids, message, messages, record, settlement, start, take, take_one
+from tests.support.rabbitmq import Server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"test-{uuid4()}."
+
+
+@pytest.fixture
+def engine(server: Server, prefix: str) -> Iterator[RabbitMQEngine]:
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as engine:
+        yield engine
+
+
+def taken(engine: RabbitMQEngine, holder: Holder, *queues: str) -> Any:
+    """The next message, as soon as there is one."""
+    found: list[Any] = []
+
+    def look() -> bool:
+        found.extend(take(engine, holder, *queues, limit=1))
+        return bool(found)
+
+    eventually(look, 40.0)
+    return found[0]
+
+
+# -- delays ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_delay_is_kept_by_the_server(server: Server, engine: RabbitMQEngine, prefix: str) -> None:
+    engine.publish([message("m", delay_seconds=1.3)])
+    published_at = time.monotonic()
+    engine.close()  # nobody is there who could wait for it
+    holder = start(engine)
+    delivery = taken(engine, holder)
+    assert time.monotonic() - published_at >= 1.25
+    assert delivery.message == message("m", delay_seconds=1.3)
+    engine.settle([settlement(delivery)])
+
+
+def test_what_is_further_off_than_the_levels_reach_goes_round_again(engine: RabbitMQEngine) -> None:
+    exchange, key, left = engine._topology.delayed("q", 400 * 86400.0)
+    assert exchange == engine._topology.level(27)
+    assert key == ".".join("1" * 28) + ".q"
+    assert 400 * 86400.0 - left == pytest.approx(0.05 * (2**28 - 1))
+
+
+def test_an_eta_of_a_foreign_producer_waits_in_the_server_too(server: Server, engine: RabbitMQEngine) -> None:
+    """Celery writes the moment into a header, and leaves it to the worker."""
+    holder = start(engine)
+    engine.publish([message("first")])
+    assert taken(engine, holder).id == "first"
+    eta = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 3))
+    properties = wire.properties(
+        {"lang": "py", "task": "tests.task", "id": "m", "eta": eta}, content_type="application/json", content_encoding="utf-8", priority=0, correlation_id="m"
+    )  # fmt: skip
+    link = wire.Connection(wire.Address.parse(server.url)[0], time.monotonic() + 10)
+    link.open_channel(1, time.monotonic() + 10)
+    queue = wire.shortstr(engine._topology.queue("celery"))
+    link.send(wire.publication(1, b"\x00", queue, properties, b"[[],{},{}]"), time.monotonic() + 10)
+    link.close()
+    begin = time.time()
+    delivery = taken(engine, holder)
+    assert delivery.id == "m"
+    assert time.time() >= int(begin) + 2
+    engine.settle([settlement(delivery)])
+
+
+# -- custody -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_task_is_taken_into_custody(server: Server, prefix: str) -> None:
+    """The broker has its acknowledgement long before the task's end, so its consumer_timeout does not begin to run out."""
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix, custody_seconds=0.05)) as engine:
+        engine.publish([message("m")])
+        holder = start(engine)
+        delivery = take_one(engine, holder)
+        held = engine._intake.held["m"]
+        first = held.tag
+        engine._intake._custody_at = 0.0
+        eventually(lambda: engine.collect("anna", 0.05) == [] and held.tag not in (None, first))
+        assert ids(engine.held("anna")) == ["m"]
+        assert engine.settle([settlement(delivery)]) == []
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as other:
+        assert take(other, start(other, "bert")) == []
+
+
+def test_what_was_in_custody_comes_back_when_its_worker_is_gone(server: Server, prefix: str) -> None:
+    engine = RabbitMQEngine(server.url, name_prefix=prefix, custody_seconds=0.05)
+    engine.publish([message("m")])
+    take_one(engine, start(engine))
+    held = engine._intake.held["m"]
+    first = held.tag
+    engine._intake._custody_at = 0.0
+    eventually(lambda: engine.collect("anna", 0.05) == [] and held.tag not in (None, first))
+    engine._intake.forget()  # as SIGKILL does
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as other:
+        delivery = taken(other, start(other, "bert"))
+        assert (delivery.id, delivery.crashes) == ("m", 1)
+        assert other.settle([settlement(delivery)]) == []
+
+
+def test_a_lost_connection_counts_as_a_crash_and_a_release_does_not(server: Server, prefix: str) -> None:
+    engine = RabbitMQEngine(server.url, name_prefix=prefix)
+    engine.publish([message("m")])
+    holder = start(engine)
+    engine.settle([settlement(take_one(engine, holder), Verdict.RELEASED)])
+    take_one(engine, holder)
+    engine._intake.forget()
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as other:
+        delivery = taken(other, start(other, "bert"))
+        assert (delivery.crashes, delivery.interruptions) == (1, 1)
+        other.settle([settlement(delivery)])
+
+
+# -- exchanges -------------------------------------------------------------------------------------------------------------
+
+
+def test_exchanges_of_task_queues(server: Server, prefix: str) -> None:
+    queues = queues_from(
+        {
+            "reports": {"exchange": "x", "exchange_type": "topic", "routing_key": "report.#"},
+            "all": {"exchange": "x", "exchange_type": "topic", "routing_key": "#"},
+            "one": {"exchange": "news", "exchange_type": "fanout"},
+            "two": {"exchange": "news", "exchange_type": "fanout"},
+            "mail": {"exchange": "post", "routing_key": "letter"},
+        }
+    )
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix, task_queues=queues)) as engine:
+        holder = start(engine)
+        for queue in queues:
+            assert take(engine, holder, queue.name) == []  # declares it
+        engine.publish(
+            [
+                message("r", queue="reports", exchange="x", routing_key="report.daily"),
+                message("o", queue="all", exchange="x", routing_key="other"),
+                message("n", queue="one", exchange="news"),
+                message("l", queue="mail", exchange="post", routing_key="letter"),
+            ]
+        )
+        found = {}
+        for queue in queues:
+            batch = take(engine, holder, queue.name)
+            found[queue.name] = ids(batch)
+            engine.settle([settlement(delivery) for delivery in batch])
+        assert found == {"reports": ["r"], "all": ["r", "o"], "one": ["n"], "two": ["n"], "mail": ["l"]}
+
+
+def test_priorities_where_the_queue_has_them(server: Server, prefix: str) -> None:
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix, task_queues=queues_from({"urgent": {"max_priority": 9}}))) as engine:
+        engine.publish([message(f"m{priority}", queue="urgent", priority=priority) for priority in (0, 5, 9, 3)])
+        assert ids(take(engine, start(engine), "urgent")) == ["m9", "m5", "m3", "m0"]
+
+
+def test_a_queue_that_is_otherwise_is_an_error_that_names_it(server: Server, engine: RabbitMQEngine, prefix: str) -> None:
+    engine.publish([message("m", queue="urgent")])
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix, task_queues=queues_from({"urgent": {"max_priority": 9}}))) as other:
+        with pytest.raises(EngineCorrupt, match=r"urgent.*is not as it is to be.*task_queues"):
+            other.publish([message("n", queue="urgent")])
+
+
+# -- results by message ------------------------------------------------------------------------------------------------------
+
+
+def test_results_come_back_to_who_called(server: Server, prefix: str) -> None:
+    caller = RabbitMQEngine(server.url, name_prefix=prefix, replies=True)
+    worker = RabbitMQEngine(server.url, name_prefix=prefix)
+    with closing(caller), closing(worker):
+        results, answers = caller.replies(), worker.replies()
+        caller.publish(messages(2))
+        batch = take(worker, start(worker))
+        assert ids(batch) == ["m0", "m1"]
+        answers.expect(batch)  # type: ignore[attr-defined]
+        with closing(results.subscribe(["m1"])) as subscription:
+            assert results.fetch(["m1"]) == {}
+            answers.store([record("m0"), record("m1", "STARTED"), record("m1", "FAILURE")])
+            assert subscription.changed(20.0)
+            eventually(lambda: results.fetch(["m1"])["m1"].status == "FAILURE")
+        results.forget(["m1"])
+        assert list(results.fetch(["m0", "m1"])) == ["m0"]
+        worker.settle([settlement(delivery) for delivery in batch])
+
+
+# -- trouble -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://guest:wrong@127.0.0.1:{port}//", "amqp://guest:guest@127.0.0.1:{port}/nowhere", "amqps://127.0.0.1:{port}//"]
+)
+def test_who_is_not_let_in_hears_why(server: Server, url: str) -> None:
+    with closing(RabbitMQEngine(url.format(port=server.port))) as engine:
+        with pytest.raises(EngineUnavailable, match=r"(?i)access_refused|refused|not found|not_allowed|ssl|cannot be reached"):
+            engine.publish([message("m")], timeout_seconds=10.0)
+
+
+def test_connections_that_the_server_closes_are_opened_again(server: Server, engine: RabbitMQEngine) -> None:
+    engine.publish(messages(3))
+    holder = start(engine)
+    first = take_one(engine, holder)
+    server.control("close_all_connections", "maintenance")
+    eventually(lambda: published(engine, "after"))
+    seen: list[str] = []
+
+    def all_there() -> bool:
+        try:
+            seen.extend(ids(take(engine, holder)))
+        except EngineUnavailable:
+            return False
+        return {"m1", "m2", "after"} <= set(seen)
+
+    eventually(all_there)
+    assert "m0" not in seen, "what runs is taken back, and not given again"
+    assert engine.settle([settlement(first)]) == []
+
+
+def published(engine: RabbitMQEngine, id: str) -> bool:
+    try:
+        engine.publish([message(id)], timeout_seconds=10.0)
+    except EngineUnavailable:
+        return False
+    return True
+
+
+def test_without_memory_a_call_ends_in_time_and_goes_on_afterwards(server: Server, engine: RabbitMQEngine) -> None:
+    engine.publish([message("before")])
+    server.control("set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        begin = time.monotonic()
+        with pytest.raises(EngineUnavailable, match=r"takes no messages|did not confirm|did not answer|is gone"):
+            for number in range(5):
+                engine.publish([message(f"m{number}")], timeout_seconds=1.0)
+        assert time.monotonic() - begin < 15
+    finally:
+        server.control("set_vm_memory_high_watermark", "0.4")
+    eventually(lambda: published(engine, "after"))
+
+
+def test_a_server_that_is_killed_keeps_what_it_confirmed(server: Server, engine: RabbitMQEngine) -> None:
+    engine.publish([*messages(20), message("later", delay_seconds=0.2)])
+    server.kill()
+    begin = time.monotonic()
+    with pytest.raises(EngineUnavailable):
+        engine.publish([message("n")], timeout_seconds=1.0)
+    assert time.monotonic() - begin < 5
+    server.start()
+    eventually(lambda: published(engine, "after"), 60.0)
+    holder = start(engine)
+    seen: set[str] = set()
+
+    def all_there() -> bool:
+        batch = take(engine, holder)
+        seen.update(ids(batch))
+        engine.settle([settlement(delivery) for delivery in batch])
+        return {*ids(messages(20)), "later", "after"} <= seen
+
+    eventually(all_there, 60.0)
