@@ -107,7 +107,9 @@ def measure(settings: dict[str, Any], folder: Path, entries: int, seconds: float
     finally:
         beat.stop()
 
-    begin = store.now() + LEAD_SECONDS + entries / 4000
+    for start in range(0, entries, 1000):
+        store.remove([f"e{number}" for number in range(start, start + 1000)])
+    begin = store.now() + LEAD_SECONDS + 2 * figures["put_seconds"]
 
     def spread(number: int) -> Planning:
         at = begin + EVERY_SECONDS * number / entries

@@ -194,6 +194,8 @@ def storm(make_project: MakeProject, *, seed: int, seconds: float, every_seconds
         return run.check()
     finally:
         run.close()
+        for path in sorted(run.project.directory.glob("beat-*.log")):
+            print(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}")
 
 
 @pytest.mark.promise(7)

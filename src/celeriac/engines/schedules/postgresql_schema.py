@@ -78,7 +78,7 @@ FUNCTIONS = """
         v_line record;
         v_last record;
         v_count int;
-        v_sent jsonb := '[]';
+        v_sent jsonb[];
     BEGIN
         FOR v_firing IN
             SELECT f.* FROM jsonb_to_recordset(p_firings)
@@ -111,7 +111,7 @@ FUNCTIONS = """
                 ELSIF v_line.message IS NOT NULL THEN
                     v_last := v_line;
                     v_count := v_count + 1;
-                    v_sent := v_sent || v_line.message;
+                    v_sent := array_append(v_sent, v_line.message);
                 END IF;
             END LOOP;
             IF v_count > 0 THEN
@@ -127,7 +127,7 @@ FUNCTIONS = """
             PERFORM {s}.publish(
                 array_agg(m.id ORDER BY m.place), array_agg(m.queue ORDER BY m.place), array_agg(m.priority ORDER BY m.place), array_agg(m.delay ORDER BY m.place),
                 array_agg(m.eta ORDER BY m.place), array_agg(decode(m.body, 'base64') ORDER BY m.place), v_now, 0, NULL
-            ) FROM jsonb_to_recordset(v_sent) m (place int, id text, queue text, priority smallint, delay float8, eta float8, body text) HAVING count(*) > 0;
+            ) FROM jsonb_to_recordset(to_jsonb(v_sent)) m (place int, id text, queue text, priority smallint, delay float8, eta float8, body text) HAVING count(*) > 0;
         END IF;
     END $$;
 """

@@ -557,7 +557,7 @@ class Scheduling(EngineTests):
         children = [context.Process(target=run_beat, args=(make_engine, start_at + ROUNDS - 1, writer), daemon=True) for _, writer in pipes]
         with running(children):
             for reader, _ in pipes:
-                assert reader.poll(DEADLINE_SECONDS * 2), "a process does not come to its end"
+                assert reader.poll(DEADLINE_SECONDS * 10), "a process does not come to its end"
                 reader.recv()
         self.check_all_were_fired_once(engine, store, start_at, ROUNDS)
         engine.close()
