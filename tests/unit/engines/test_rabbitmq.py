@@ -268,7 +268,7 @@ def test_a_server_that_is_killed_keeps_what_it_confirmed(server: Server, engine:
         engine.publish([message("n")], timeout_seconds=1.0)
     assert time.monotonic() - begin < 5
     server.start()
-    eventually(lambda: published(engine, "after"), 60.0)
+    eventually(lambda: published(engine, "after"), 150.0)
     holder = start(engine)
     seen: set[str] = set()
 
@@ -278,4 +278,4 @@ def test_a_server_that_is_killed_keeps_what_it_confirmed(server: Server, engine:
         engine.settle([settlement(delivery) for delivery in batch])
         return {*ids(messages(20)), "later", "after"} <= seen
 
-    eventually(all_there, 60.0)
+    eventually(all_there, 150.0)
