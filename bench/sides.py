@@ -281,7 +281,7 @@ SIDES = {
             name="procrastinate",
             title="Procrastinate",
             packages=("procrastinate", "psycopg[binary,pool]"),
-            worker=("procrastinate", "--app", "bench.peers.procrastinate.app", "worker", "-c", "10"),
+            worker=("procrastinate", "--app", "bench.peers.procrastinate.app", "--log-level", "warning", "worker", "-c", "10"),
             workers=2,
             prepare=("procrastinate", "--app", "bench.peers.procrastinate.app", "schema", "--apply"),
         ),
