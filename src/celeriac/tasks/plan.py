@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct, structs
 
+from ..core.errors import EnqueueError
 from ..core.ids import new_id
 from ..core.message import Join, Message
 from .producer import Producer
@@ -57,6 +58,8 @@ class Plan:
         self.fresh_id = fresh_id
         self.checks = checks
         self.flush = flush
+        self.published = 0
+        """How many messages of it have been published already."""
         self.root_id: str | None = None
         self.options: dict[str, Any] = {}
         """Options of every message that is added."""
@@ -168,7 +171,7 @@ class Engines(Protocol):
 def publish(app: Engines, plan: Plan, *, retry: bool | None = None, retry_policy: Mapping[str, Any] | None = None) -> None:
     """→ the engine, and the plan is empty. Members and their joins in one step, where the broker keeps joins; else the joins first.
 
-    Raises: EnqueueError: nothing of what the plan held is in any queue.
+    Raises: EnqueueError: nothing of what the plan held is in any queue; it says how many were published before.
     """
     messages, joins = plan.messages, plan.joins
     plan.messages, plan.joins = [], []
@@ -178,4 +181,11 @@ def publish(app: Engines, plan: Plan, *, retry: bool | None = None, retry_policy
     if joins and not producer.broker.capabilities.joins:
         messages = [*messages, *app.joins.arrive([], opens=joins)]
         joins = []
-    producer.publish(messages, joins=joins, retry=retry, retry_policy=retry_policy)
+    try:
+        producer.publish(messages, joins=joins, retry=retry, retry_policy=retry_policy)
+    except EnqueueError as problem:
+        if not plan.published:
+            raise
+        text = f"Of this workflow, the first {plan.published} messages have been sent, and the next {len(messages)} could not be. {problem}"
+        raise EnqueueError(text, task_name=problem.task_name, task_id=problem.task_id) from problem
+    plan.published += len(messages)

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from celeriac import Celeriac, Signature, Task, chain, chord, chunks, group, maybe_signature, xmap, xstarmap
+from celeriac.core.errors import EnqueueError
 from celeriac.core.serialize import decode_body
+from celeriac.engines.memory import MemoryEngine
+from celeriac.testing.faulty import FaultyEngine
 from celeriac.worker.inline import InlineWorker
 
 
@@ -138,6 +141,14 @@ def test_partial_arguments_go_to_those_that_start(app: Celeriac, add: Task[..., 
     frozen_out = chain(add.s(1, 1), add.s(2))
     frozen_out.set_immutable(True)
     assert value(frozen_out, 99) == 4
+
+
+def test_a_workflow_that_could_be_sent_in_part_says_so(app: Celeriac, add: Task[..., Any], total: Task[..., Any]) -> None:
+    whole = chord([add.s(1, n) for n in range(2500)], total.s())
+    for fail_at, words in ((1, "1000 tasks"), (2, "the first 1000 messages have been sent, and the next 1000 could not be")):
+        engine = FaultyEngine(MemoryEngine("memory://"), fail_at=fail_at, verbs=["publish"], times=100)
+        with app.with_engine(engine), pytest.raises(EnqueueError, match=words):
+            whole.apply_async(retry=False)
 
 
 def test_calling_sends(app: Celeriac, add: Task[..., Any], total: Task[..., Any]) -> None:
