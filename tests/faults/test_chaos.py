@@ -345,7 +345,7 @@ class TestWithServers:
             yield home
 
     @pytest.mark.promise(1)
-    @every_engine(always=("redis", "postgresql", "rabbitmq"), engines=SERVERS)
+    @every_engine(always=("redis", "postgresql"), engines=SERVERS)
     def test_p1_kills_of_processes_supervisors_and_the_server_lose_nothing(
         self, make_project: MakeProject, home: ServerHome, report: Report
     ) -> None:
