@@ -276,7 +276,9 @@ class PostgreSQLHome:
         for proxy in self.proxies:
             proxy.close()
         if self.server is not None:
-            self.server.stop(signal.SIGQUIT)
+            if self.server.process is not None:  # not through its pid file, which a server that was killed may lack
+                self.server.process.send_signal(signal.SIGQUIT)
+                self.server.process.wait()
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
