@@ -54,6 +54,16 @@ class PostgreSQLMaker:
             ).fetchall()
         return [pid for pid in {int(name.removeprefix(prefix)) for (name,) in rows} if not os.path.exists(f"/proc/{pid}")]
 
+    def clear(self) -> None:
+        """Empties what a test has filled: a tenth of the work of making the schema anew."""
+        import psycopg
+
+        with psycopg.connect(self.url) as connection:
+            sql = "SELECT format('%%I.%%I', schemaname, tablename) FROM pg_tables WHERE schemaname = %s AND tablename <> 'version'"
+            tables = [name for (name,) in connection.execute(sql, (self.schema,)).fetchall()]
+            if tables:
+                connection.execute(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY CASCADE")  # type: ignore[call-overload]
+
     def drop(self) -> None:
         self.execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
 
@@ -71,12 +81,18 @@ def server() -> Iterator[SessionServer]:
     server.close()
 
 
+@pytest.fixture(scope="module")
+def maker(server: SessionServer) -> Iterator[PostgreSQLMaker]:
+    maker = PostgreSQLMaker(server.url())
+    yield maker
+    maker.drop()
+
+
 class TestPostgreSQLEngine(EngineContract):
     @pytest.fixture
-    def make_engine(self, server: SessionServer) -> Iterator[EngineMaker]:
-        maker = PostgreSQLMaker(server.url())
+    def make_engine(self, maker: PostgreSQLMaker) -> Iterator[EngineMaker]:
         yield maker
-        maker.drop()
+        maker.clear()
 
 
 class BouncedMaker(PostgreSQLMaker):
@@ -123,14 +139,20 @@ def bouncer(server: SessionServer) -> Iterator[Bouncer]:
     shutil.rmtree(directory)
 
 
+@pytest.fixture(scope="module")
+def bounced_maker(server: SessionServer, bouncer: Bouncer) -> Iterator[BouncedMaker]:
+    maker = BouncedMaker(server.url(), bouncer)
+    yield maker
+    maker.drop()
+
+
 class TestPostgreSQLThroughPgBouncer(EngineContract):
     """In transaction mode there is no LISTEN, and no statement is prepared: whoever waits looks again and again."""
 
     @pytest.fixture
-    def make_engine(self, server: SessionServer, bouncer: Bouncer) -> Iterator[EngineMaker]:
-        maker = BouncedMaker(server.url(), bouncer)
-        yield maker
-        maker.drop()
+    def make_engine(self, bounced_maker: BouncedMaker) -> Iterator[EngineMaker]:
+        yield bounced_maker
+        bounced_maker.clear()
 
     def test_nothing_remains_of_a_closed_one(self, make_engine: EngineMaker) -> None:  # type: ignore[override]
         """A subscription looks in a thread of its own, for which the pool may grow; here it may not."""

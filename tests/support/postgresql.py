@@ -210,7 +210,9 @@ class SessionServer:
             missing(f"PostgreSQL is not installed (apt-get install postgresql), and {VARIABLE} names no server")
         if self._server is None:
             self._directory = tempfile.mkdtemp(prefix="celeriac-postgresql-")
-            self._server = Server(Path(self._directory))
+            self._server = Server(
+                Path(self._directory), options={"fsync": "off"}
+            )  # nobody cuts the power; killed processes lose nothing by it
             self._server.make()
             self._server.start()
         return self._server.url
