@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -16,16 +17,33 @@ import pytest
 
 DEADLINE_SECONDS = 180.0
 _PROGRAMS = Path("/usr/lib/rabbitmq/bin")
+_WATCHER = """
+import os, shutil, signal, sys
+pids = []
+for line in sys.stdin:
+    pids = [int(pid) for pid in line.split()]
+for pid in pids:
+    for end in (os.killpg, os.kill):
+        try:
+            end(pid, signal.SIGKILL)
+        except OSError:
+            pass
+if pids:
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
+"""Reads which processes there are, the latest line counts; and ends them when nobody is left who could write: also after SIGKILL to the tests."""
 
 
 class Server:
     """One node. Its clients' port is 127.0.0.1:`port`; `lines` are added to its rabbitmq.conf, `terms` to its advanced.config."""
 
     def __init__(self, *lines: str, terms: str = "") -> None:
-        self.epmd = shutil.which("epmd")
-        if self.epmd is None or not (_PROGRAMS / "rabbitmq-server").exists():
+        epmd = shutil.which("epmd")
+        if epmd is None or not (_PROGRAMS / "rabbitmq-server").exists():
             reason = "There is no rabbitmq-server here. Install it (scripts/servers), or name one in CELERIAC_TEST_RABBITMQ_URL."
-            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
         self.directory = Path(tempfile.mkdtemp(prefix="celeriac-rabbitmq-"))
         self.port, distribution, epmd_port = free_ports(3)
         home = self.directory / "home"
@@ -50,11 +68,16 @@ class Server:
             "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.directory / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
+            "ERL_CRASH_DUMP": str(self.directory / "erl_crash.dump"),
             "RABBITMQ_PID_FILE": str(self.directory / "pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}",
         }
         self.node: subprocess.Popen[bytes] | None = None
-        self.names = subprocess.Popen([self.epmd, "-port", str(epmd_port), "-address", "127.0.0.1"], env=self.environment)
+        self.watcher = subprocess.Popen(
+            [sys.executable, "-c", _WATCHER, str(self.directory)], stdin=subprocess.PIPE, text=True, cwd="/", start_new_session=True
+        )
+        self.names = subprocess.Popen([epmd, "-port", str(epmd_port), "-address", "127.0.0.1"], env=self.environment, cwd=self.directory)
+        self._have_watched(self.names.pid)
         try:
             self.start()
         except BaseException:
@@ -70,8 +93,9 @@ class Server:
         with open(self.directory / "output", "ab") as output:
             self.node = subprocess.Popen(
                 [str(_PROGRAMS / "rabbitmq-server")], env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-                start_new_session=True,
+                start_new_session=True, cwd=self.directory,
             )  # fmt: skip
+        self._have_watched(self.names.pid, self.node.pid)
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not answers(self.port):
             if time.monotonic() > deadline or self.node.poll() is not None:
@@ -99,6 +123,8 @@ class Server:
         self._end(signal.SIGKILL)
         self.names.kill()
         self.names.wait()
+        self._have_watched()
+        self.watcher.communicate()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _end(self, signum: signal.Signals) -> None:
@@ -112,6 +138,12 @@ class Server:
             with suppress(ProcessLookupError):
                 os.killpg(self.node.pid, signal.SIGKILL)  # erl_child_setup and what else is in its session
         self.node = None
+        self._have_watched(self.names.pid)
+
+    def _have_watched(self, *pids: int) -> None:
+        assert self.watcher.stdin is not None
+        self.watcher.stdin.write(" ".join(str(pid) for pid in pids) + "\n")
+        self.watcher.stdin.flush()
 
 
 def answers(port: int) -> bool:

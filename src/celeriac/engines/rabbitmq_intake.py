@@ -9,8 +9,11 @@ supervisor still holds what it was running; when the supervisor dies, RabbitMQ h
     in custody  held for longer than `custody_seconds`: acknowledged, with a copy in a queue of the node's own, so that the broker's `consumer_timeout` never cuts a
                 task off. When the node dies, its copies go back to their queues by themselves
 
-Given back means: published again, with its counts, to the queue `….celeriac.returned`, which is read first, and then acknowledged. Never `nack`, so that the
-broker's own count of deliveries (`x-delivery-count`) counts lost connections, and nothing else.
+Given back means: published again, with its counts, to the queue `….celeriac.returned`, which is read first, and then acknowledged.
+
+The broker's own count of deliveries (`x-delivery-count`) tells that a message was given to somebody and came back, and not that anybody started it: it grows when a
+connection is lost with it in a buffer, and even when a subscription is cancelled while it is on its way. So it counts as an interruption. From then on the
+message is handed out alone, and in custody from the start: if its holder dies then, the copy says that this was a crash.
 """
 
 from __future__ import annotations
@@ -83,6 +86,12 @@ class Held(msgspec.Struct, array_like=True):
     revoked: bool = False
     place: tuple[int, float, int, float] = (0, 0.0, 0, 0.0)
     """Its place among those that are buffered."""
+    base: int = 0
+    """The highest token of a lease that had ended when it was published."""
+    copy: bool = False
+    """It is a copy that was in custody, not what a settlement has published."""
+    doubtful: bool = False
+    """It was given to somebody before and came back without a word."""
 
 
 def read_slip(properties: bytes, body: bytes, queue: str, tag: int, redelivered: bool, now: float) -> tuple[Held, float]:
@@ -116,12 +125,15 @@ def read_slip(properties: bytes, body: bytes, queue: str, tag: int, redelivered:
         queue=queue,
         properties=properties,
         body=body,
-        crashes=counts[0] + lost,
-        interruptions=counts[1],
+        crashes=counts[0],
+        interruptions=counts[1] + lost,
         token=counts[2] + lost,
         since=float(since),
         again=bool(headers.get("celeriac-again")) and not lost and not counts[2],
         tag=tag,
+        base=counts[2],
+        copy=len(counts) > 3,
+        doubtful=lost > 0 or len(counts) > 3,
     )
     return held, wait
 
@@ -183,6 +195,7 @@ class _Consumer(msgspec.Struct):
     queue: str
     kind: str
     prefetch: int = 0
+    """So many are given at most, by it and by those that were begun before it for the same queue."""
     begun: bool = False
     """The server has said that it began; until then it must not be cancelled (RabbitMQ 3.10 loses the channel over it)."""
     closing: bool = False
@@ -243,6 +256,8 @@ class Intake:
         self._asked_at = 0.0
         self._not_due: list[tuple[Held, float]] = []
         self._in_transit: set[str] = set()
+        self._successors: dict[str, Held] = {}
+        """Published by the settlement of a message that we still hold: its acknowledgement is on its way to us."""
         self._custody_at = 0.0
         self._listeners: dict[str, socket.socket] = {}
         self._clients: dict[int, _Client] = {}
@@ -338,7 +353,7 @@ class Intake:
         """Until as much as wanted is buffered, or there is nothing more: RabbitMQ says so itself."""
         connection = self.connected(deadline)
         for queue in queues:
-            self._consume(queue, limit, anew=not keep)
+            self._consume(queue, limit)
         names = [name for queue in queues for name in (self.topology.queue(queue), self.topology.returned(queue))]
         while self._count(queues) < limit:
             ready = 0
@@ -365,6 +380,9 @@ class Intake:
         if not candidates:
             return []
         candidates = sorted(candidates, key=_by_place)
+        # One whose start counts goes alone: nothing that waits behind it is counted with it.
+        if any(held.doubtful for held in candidates[:limit]):
+            limit = 1 if candidates[0].doubtful else next(at for at, held in enumerate(candidates) if held.doubtful)
         taken = candidates[:limit]
         if len(queues) == 1:
             self.buffer[queues[0]] = candidates[limit:]
@@ -375,13 +393,25 @@ class Intake:
                     self.buffer[queue] = [held for held in self.buffer[queue] if held.id not in gone]
         now = time.monotonic()
         wall = self.clock.time() if self.revoked else 0.0
+        mine: list[Held] = []
         for held in taken:
+            twin = self.held.get(held.id)
+            if twin is not None and not twin.lost:  # two copies were buffered; they never run side by side here
+                if held.base < twin.token:
+                    self._acknowledge([held.tag] if held.tag is not None else ())
+                else:
+                    self._successors[held.id] = held
+                continue
+            mine.append(held)
             held.token += 1
             held.holder = holder
             held.taken_at = now
             held.revoked = bool(self.revoked) and self.revoked.get(held.id, wall) > wall
             self.held[held.id] = held
-        return taken
+        if mine and mine[0].doubtful:
+            with suppress(EngineUnavailable):  # then its crash will not be counted
+                self._take_into_custody(mine, now)
+        return mine
 
     def _place(self, held: Held, kind: str) -> tuple[int, float, int, float]:
         """By priority where the queue has priorities; then by how long it has waited. In the same millisecond, what was given back comes first; else as RabbitMQ gives."""
@@ -426,8 +456,16 @@ class Intake:
                     self._in_transit.add(id)
                 else:
                     tags.append(held.tag)
+                if self._successors:
+                    self._admit_successor(id)
             self._acknowledge(tags)
             return refused
+
+    def _admit_successor(self, id: str) -> None:
+        held = self._successors.pop(id, None)
+        if held is not None:
+            self.buffer.setdefault(held.queue, []).append(held)
+            self._wake(held.queue)
 
     def _acknowledge(self, tags: Iterable[int]) -> None:
         connection = self.connection
@@ -458,6 +496,7 @@ class Intake:
             self.held.pop(held.id, None)
             if held.tag is None:
                 self._in_transit.add(held.id)
+            self._admit_successor(held.id)
         self._acknowledge([held.tag for held in messages if held.tag is not None])
 
     def _give_back_buffer(self, queues: Iterable[str] | None = None) -> None:
@@ -517,6 +556,7 @@ class Intake:
         self.buffer.clear()
         self._not_due.clear()
         self._in_transit.clear()
+        self._successors.clear()
         for held in self.held.values():
             held.lost = True
             held.tag = None
@@ -530,11 +570,21 @@ class Intake:
             for client in list(self._clients.values()):
                 self._drop_client(client)
             if self.connection is not None:
+                self._await_transit()
                 self.connection.close()
                 self._disconnect()
             self.held.clear()
             self.letters.clear()
             self._follows = False
+
+    def _await_transit(self) -> None:
+        """Copies of what is done must not stay in custody: they would come back as if their holder had died."""
+        deadline = time.monotonic() + 2.0
+        with suppress(EngineUnavailable):
+            while self._in_transit and self.connection is not None and time.monotonic() < deadline:
+                self._pump()
+                if self._in_transit and self.connection is not None:
+                    readable([self.connection.fileno()], SLICE_SECONDS)
 
     def forget(self) -> None:
         """In a child of the process that opened this: closes our copies, without a word to the server."""
@@ -547,12 +597,13 @@ class Intake:
 
     # -- consumers ---------------------------------------------------------------------------------------------------------
 
-    def _consume(self, queue: str, prefetch: int, *, anew: bool = False) -> None:
+    def _consume(self, queue: str, prefetch: int) -> None:
         """Makes RabbitMQ give us up to `prefetch` unacknowledged messages at a time of a queue, and as many that were given back."""
         prefetch = max(1, min(prefetch, 65000))
         for kind in ("returned", "queue"):
             consumer = self._open.get((queue, kind))
-            if consumer is not None and not anew and consumer.prefetch >= prefetch and consumer.prefetch < 4 * prefetch:
+            there = consumer.prefetch if consumer is not None else 0
+            if there >= prefetch:
                 continue
             deadline = time.monotonic() + LOCAL_SECONDS
             if (kind, queue) not in self._declared:
@@ -560,11 +611,11 @@ class Intake:
                     link.declare("queue", queue, deadline)
                     link.declare("returned", queue, deadline)
                 self._declared |= {("queue", queue), ("returned", queue)}
-            data = self._cancel(consumer) if consumer is not None else b""
             self._numbers += 1
             fresh = _Consumer(f"c{self._numbers}", queue, kind, prefetch)
             self._consumers[fresh.tag] = self._open[queue, kind] = fresh
-            data += wire.prefetch(1, prefetch) + wire.consume(1, self.topology.name(kind, queue), fresh.tag)
+            # One more subscription, never another in the place of the last: what is on its way to one that is cancelled goes back, as if somebody had died with it.
+            data = wire.prefetch(1, prefetch - there) + wire.consume(1, self.topology.name(kind, queue), fresh.tag)
             self.connected(deadline).send(data, deadline)
 
     _declared: frozenset[tuple[str, str]] = frozenset()
@@ -582,9 +633,10 @@ class Intake:
         data = b""
         for queue in queues:
             for kind in ("returned", "queue"):
-                consumer = self._open.pop((queue, kind), None)
-                if consumer is not None:
-                    data += self._cancel(consumer)
+                if self._open.pop((queue, kind), None) is not None:
+                    for consumer in self._consumers.values():
+                        if consumer.queue == queue and consumer.kind == kind and not consumer.closing:
+                            data += self._cancel(consumer)
         if data:
             self.connected(time.monotonic() + LOCAL_SECONDS).send(data, time.monotonic() + LOCAL_SECONDS)
 
@@ -649,8 +701,16 @@ class Intake:
         if kind == "queue" or kind == "returned":
             held, wait = read_slip(one.properties, one.body, consumer.queue, tag, redelivered, self.clock.time())
             known = self.held.get(held.id)
-            if known is not None:
-                if known.lost:  # our own, from before the connection was lost: its task still runs
+            if known is not None and held.base >= known.token and not held.copy:
+                # Not the same once more, but what its settlement has published (a retry, say), before the acknowledgement has come to us.
+                held.place = self._place(held, kind)
+                if known.lost:
+                    self.buffer.setdefault(consumer.queue, []).append(held)
+                    self._wake(consumer.queue)
+                elif self._successors.setdefault(held.id, held) is not held:
+                    self._acknowledge([tag])
+            elif known is not None:
+                if known.lost or known.tag is None:  # our own, from before the connection was lost: its task still runs
                     known.tag, known.lost = tag, False
                 else:
                     self._acknowledge([tag])
@@ -897,8 +957,8 @@ class Intake:
         for queue, count in wanted.items():
             if queue not in self.paused:
                 consumer = self._open.get((queue, "queue"))
-                if consumer is None or consumer.prefetch < count or consumer.prefetch > 8 * count:
-                    self._consume(queue, count if count <= 3 * len(self._demand) else 2 * count, anew=True)
+                if consumer is None or consumer.prefetch < count:
+                    self._consume(queue, count if count <= 3 * len(self._demand) else 2 * count)
 
     def _answer_those_who_ask(self, now: float) -> None:
         for client in list(self._clients.values()):
@@ -979,7 +1039,7 @@ class Intake:
             connection.send(wire.prefetch(1, 0) + wire.consume(1, custody, "custody"), deadline)
         publications = []
         for held in messages:
-            counts = [held.crashes + 1, held.interruptions, held.token]
+            counts = [held.crashes + 1, held.interruptions, held.token, 1]
             properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since, "id": held.id})
             publications.append(
                 Publication(custody, self.topology.returned(held.queue), properties, held.body, (("returned", held.queue),))

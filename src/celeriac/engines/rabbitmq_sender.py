@@ -159,10 +159,7 @@ class Link(wire.Connection):
         """
         left = list(publications)
         for pause in (0.02, 0.05, 0.1, 0.2, None):
-            for publication in left:
-                for need in publication.needs:
-                    if need not in self.declared:
-                        self.declare(*need, deadline)
+            self.prepare(left, deadline)
             left, why = self._publish_once(left, deadline)
             if not left:
                 return
@@ -170,6 +167,13 @@ class Link(wire.Connection):
             if pause is None or time.monotonic() + pause > deadline:
                 raise EngineUnavailable(f"RabbitMQ at {self.address} did not take a message: {why}")
             time.sleep(pause)
+
+    def prepare(self, publications: Sequence[Publication], deadline: float) -> None:
+        """All that has to exist for them exists when this returns. Nothing of them is sent yet."""
+        for publication in publications:
+            for need in publication.needs:
+                if need not in self.declared:
+                    self.declare(*need, deadline)
 
     sent = False
     """Messages are on their way whose confirmation has not come."""
@@ -276,12 +280,12 @@ class Link(wire.Connection):
         except wire.Refused as refused:
             if refused.code != wire.NOT_FOUND:
                 raise _as_error(refused, wanted) from refused
+        if kind == "queue":
+            self.note("notes", {"queue": name}, deadline)  # first: a queue that nobody knows of would be worse than a name without one
         try:
             self.risk(wire.declare_queue(2, wanted, arguments), wire.QUEUE_DECLARE_OK, deadline)
         except wire.Refused as refused:
             raise _as_error(refused, wanted) from refused
-        if kind == "queue":
-            self.note("notes", {"queue": name}, deadline)
 
     def _declare_as_said(self, given: Queue, wanted: str, arguments: dict[str, Any], deadline: float) -> None:
         """A queue of `task_queues` that says more than a name."""
@@ -389,7 +393,7 @@ class Sender:
         """→ confirmed. Nothing is published a second time: when the connection is lost with messages on their way, the error says so (`EngineUnsure`)."""
         if not publications:
             return
-        link = self._link(deadline)
+        link = self._prepared(publications, deadline)
         try:
             link.publish(publications, deadline)
         except EngineUnavailable as problem:
@@ -406,6 +410,28 @@ class Sender:
             self._room.release()
             raise
         self._give_back(link)
+
+    def _prepared(self, publications: Sequence[Publication], deadline: float) -> Link:
+        """A connection over which these may be published. RabbitMQ ends one that writes to a stream which somebody else is just making; declaring bears repeating."""
+        while True:
+            link = self._link(deadline)
+            try:
+                link.prepare(publications, deadline)
+                return link
+            except EngineUnavailable as problem:
+                link.sent = True  # an answer may still come: nobody uses this one again
+                self._failed(link, problem)
+                if "RESOURCE_ERROR" not in str(problem) or time.monotonic() + 0.05 > deadline:
+                    raise
+                time.sleep(0.02)
+            except wire.Refused as refused:
+                link.drop("")
+                self._room.release()
+                raise _as_error(refused, publications[0].key) from refused
+            except BaseException:
+                link.drop("")
+                self._room.release()
+                raise
 
     def note(self, stream: str, note: dict[str, Any], deadline: float) -> None:
         """Appends to a stream. It may come twice; notes are such that this does not matter."""

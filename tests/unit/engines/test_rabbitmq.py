@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -125,7 +129,7 @@ def test_what_was_in_custody_comes_back_when_its_worker_is_gone(server: Server, 
         assert other.settle([settlement(delivery)]) == []
 
 
-def test_a_lost_connection_counts_as_a_crash_and_a_release_does_not(server: Server, prefix: str) -> None:
+def test_what_only_came_back_is_no_crash_and_from_then_on_the_death_of_its_holder_is(server: Server, prefix: str) -> None:
     engine = RabbitMQEngine(server.url, name_prefix=prefix)
     engine.publish([message("m")])
     holder = start(engine)
@@ -134,8 +138,56 @@ def test_a_lost_connection_counts_as_a_crash_and_a_release_does_not(server: Serv
     engine._intake.forget()
     with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as other:
         delivery = taken(other, start(other, "bert"))
-        assert (delivery.crashes, delivery.interruptions) == (1, 1)
-        other.settle([settlement(delivery)])
+        assert (delivery.crashes, delivery.interruptions) == (0, 2)
+        held = other._intake.held["m"]
+        eventually(lambda: other.collect("bert", 0.05) == [] and held.tag is not None)
+        other._intake.forget()
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as third:
+        delivery = taken(third, start(third, "carl"))
+        assert (delivery.crashes, delivery.interruptions) == (1, 2)
+        assert third.settle([settlement(delivery)]) == []
+
+
+def test_what_was_only_buffered_is_no_crash_however_often(server: Server, prefix: str) -> None:
+    """Connections are lost, and subscriptions begun and ended, with messages on their way that nobody has started."""
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as producer:
+        producer.publish(messages(300))
+    for name in ("a", "b", "c", "d"):
+        engine = RabbitMQEngine(server.url, name_prefix=prefix)
+        start(engine, name)
+        assert engine.wait(["celery"], 40.0)
+        engine._intake._consume("celery", 300)
+        for _ in range(20):
+            engine._intake._pump()
+        engine._intake.forget()  # as SIGKILL does
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as engine:
+        holder = start(engine, "last")
+        seen: dict[str, int] = {}
+
+        def all_there() -> bool:
+            batch = take(engine, holder, limit=64)
+            seen.update({delivery.id: delivery.crashes for delivery in batch})
+            engine.settle([settlement(delivery) for delivery in batch])
+            return len(seen) == 300
+
+        eventually(all_there, 120.0)
+        assert set(seen.values()) == {0}
+
+
+def test_a_retry_that_comes_before_the_acknowledgement_is_kept(engine: RabbitMQEngine) -> None:
+    """The new message is confirmed first, so the supervisor may be given it while it still holds the old one, which has the same id."""
+    engine.publish([message("m")])
+    holder = start(engine)
+    delivery = take_one(engine, holder)
+    retry = settlement(delivery, Verdict.RETRY, message=message("m", retries=1))
+    engine._follow_up([retry], engine._held_by_id(holder.node, None, engine._intake))  # and the acknowledgement is late
+    engine._intake._consume("celery", 10)
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and "m" in engine._intake._successors)
+    assert engine._intake.acknowledge([("m", delivery.lease.token, holder.node, holder.process)]) == []
+    again = taken(engine, holder)
+    assert again.message is not None
+    assert again.message.retries == 1
+    assert engine.settle([settlement(again)]) == []
 
 
 # -- exchanges -------------------------------------------------------------------------------------------------------------
@@ -279,3 +331,32 @@ def test_a_server_that_is_killed_keeps_what_it_confirmed(server: Server, engine:
         return {*ids(messages(20)), "later", "after"} <= seen
 
     eventually(all_there, 150.0)
+
+
+def test_a_server_for_tests_ends_with_them_however_they_end() -> None:
+    tests = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from tests.support.rabbitmq import Server; s = Server(); print(s.names.pid, s.node.pid, s.directory, flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert tests.stdout is not None
+    names, node, directory = tests.stdout.readline().split()
+    assert Path(directory).exists()
+    tests.kill()
+    tests.wait()
+    eventually(lambda: not (_lives(int(names)) or _lives(int(node)) or Path(directory).exists()), 40.0)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state != "Z"
