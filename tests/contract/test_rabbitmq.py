@@ -42,7 +42,6 @@ class RabbitMQMaker:
         engine._engine._intake.nodes.pop(node)  # type: ignore[attr-defined]
         engine._engine._note_gone(node)  # type: ignore[attr-defined]
 
-
     def after_kill(self) -> None:
         """RabbitMQ gives back what a connection held as soon as it notices its end."""
         time.sleep(0.2)
