@@ -17,7 +17,9 @@ from celeriac.engines import rabbitmq_wire as wire
 from celeriac.engines.rabbitmq import RabbitMQEngine
 from celeriac.testing.contract import EngineContract, EngineMaker
 from celeriac.testing.contract.declared import declared
-from tests.support.rabbitmq import Server
+from tests.support.rabbitmq import Server, young
+
+pytestmark = young
 
 SERVER_URL = os.environ.get("CELERIAC_TEST_RABBITMQ_URL")
 

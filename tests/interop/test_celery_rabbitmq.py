@@ -13,7 +13,9 @@ import pytest
 
 from celeriac.engines.rabbitmq import RabbitMQEngine
 from celeriac.testing.contract.harness import eventually, message, settlement, start, take
-from tests.support.rabbitmq import Server
+from tests.support.rabbitmq import Server, young
+
+pytestmark = young
 
 PYTHON = Path(os.environ.get("CELERIAC_TEST_CELERY", Path(__file__).parents[2] / ".bench/celery/bin/python"))
 PROGRAM = """

@@ -20,7 +20,9 @@ from celeriac.core.routing import queues_from
 from celeriac.engines import rabbitmq_wire as wire
 from celeriac.engines.rabbitmq import RabbitMQEngine
 from celeriac.testing.contract.harness import eventually, ids, message, messages, record, settlement, start, take, take_one
-from tests.support.rabbitmq import Server
+from tests.support.rabbitmq import Server, young
+
+pytestmark = young
 
 
 @pytest.fixture(scope="module")
