@@ -19,7 +19,6 @@ from ..core import states
 from ..core.message import Record
 from ..core.serialize import decode_value
 from ..tasks import registry
-from ..tasks.result import DisabledBackend
 from ..tasks.task import Task as TaskBase
 from ..tasks.task import define
 from .project import ensure_app
@@ -58,7 +57,7 @@ class CeleriacTask(Task):
 
     def __post_init__(self) -> None:
         Task.__post_init__(self)
-        if self.module_path not in registry._shared:
+        if registry.shared_task_named(self.module_path) is None:
             registry.share(_task_of(self))
 
 
@@ -92,10 +91,8 @@ class TasksBackend(BaseTaskBackend):
         return result
 
     def get_result(self, result_id: str) -> Any:
-        """Raises TaskResultDoesNotExist: no task of that id is waiting, and no result is kept."""
+        """Raises TaskResultDoesNotExist: no task of that id is waiting, and no result is kept. ResultsDisabled: none are."""
         app = self.app
-        if isinstance(app.backend, DisabledBackend):
-            raise app.backend._error()
         record = app.backend.fetch([result_id]).get(result_id)
         if record is not None and record.status in states.READY_STATES:
             return self._ended(record)
@@ -171,7 +168,7 @@ class TasksBackend(BaseTaskBackend):
         return result
 
     def _task(self, path: str, queue: str, run_after: datetime | None) -> Any:
-        known = registry._shared.get(path)
+        known = registry.shared_task_named(path)
         task = getattr(known, "django_task", None)
         if task is None:
             raise TaskResultDoesNotExist(f"{path!r} is not a task of django.tasks")

@@ -89,6 +89,11 @@ def share(task: Task[..., Any]) -> None:
         app.adopt(task)
 
 
+def shared_task_named(name: str) -> Task[..., Any] | None:
+    """The shared task of this name, whatever apps there are."""
+    return _shared.get(name)
+
+
 def shared_tasks(app: App) -> list[Task[..., Any]]:
     """All shared tasks so far; from now on `app` gets each new one at once."""
     _apps.add(app)
