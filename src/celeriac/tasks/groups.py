@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -424,9 +424,3 @@ class GroupResult(ResultSet):
 
     def __copy__(self) -> GroupResult:
         return GroupResult(self.id, self.results, self.parent, self._app)
-
-
-def fetched(results: Sequence[AsyncResult[Any]]) -> None:
-    """Brings these results up to date, in few trips."""
-    if results:
-        ResultSet(results)._refresh()
