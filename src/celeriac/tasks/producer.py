@@ -217,23 +217,6 @@ class Producer:
             **fields,
         )
 
-    def from_signature(
-        self, signature: Mapping[str, Any], *, prepend: tuple[Any, ...] = (), parent: Request | None = None, **extra: Any
-    ) -> Message:
-        """The message for a signature as it stands in a message (`link`, `link_error`): `prepend` goes before its arguments, unless it is immutable.
-
-        `extra` are options that go before the signature's own.
-        """
-        name: str = signature["task"]
-        args = tuple(signature.get("args") or ())
-        if not signature.get("immutable"):
-            args = (*prepend, *args)
-        options = dict(signature.get("options") or {})
-        options.update(extra)
-        for leftover in ("link", "link_error"):
-            options[leftover] = _as_list(options.get(leftover))
-        return self.message(name, args, signature.get("kwargs") or {}, task=self.find_task(name), options=options, parent=parent)
-
     def retry_message(self, message: Message, retry: Retry, request: Request, *, whole: bool = False) -> Message:
         """The same call once more: same id, one more retry, due when `retry` says, with its new arguments and options.
 

@@ -230,21 +230,6 @@ def test_a_retry_may_change_arguments_and_options(app: Celeriac) -> None:
     assert again.argsrepr == "(5,)"
 
 
-def test_a_signature_from_a_message_becomes_a_message(app: Celeriac) -> None:
-    @app.task(time_limit=11)
-    def f(*args: int) -> None: ...
-
-    parent = app.producer.message("p", (), {}, options={"root_id": "root"})
-    sig = dict(f.s(2).set(queue="q", link=f.si(9)))
-    message = app.producer.from_signature(sig, prepend=(1,), parent=request_for(parent))
-    args, _, embed = decode_body(message)
-    assert args == (1, 2)
-    assert embed["callbacks"][0]["args"] == [9]
-    assert (message.queue, message.time_limit, message.root_id, message.parent_id) == ("q", 11, "root", parent.id)
-    unchanged = app.producer.from_signature(dict(f.si(2)), prepend=(1,))
-    assert decode_body(unchanged)[0] == (2,)
-
-
 def test_children_inherit_the_priority_when_asked_to(app: Celeriac) -> None:
     app.conf.task_inherit_parent_priority = True
 
