@@ -298,7 +298,7 @@ class Settings:
     broker_transport_options: Mapping[str, Any] = _setting(
         _MAPPING, _EMPTY, "Options of the broker's engine.", old="BROKER_TRANSPORT_OPTIONS"
     )
-    broker_use_ssl: Any = _setting(_ANYTHING, False, "TLS to the broker: True, or a dict of options.", old="BROKER_USE_SSL")
+    broker_use_ssl: Any = _setting(_ANYTHING, False, "Celery: TLS to the broker. Here the URL says it (rediss://, amqps://); set without such a URL, this is an error.", old="BROKER_USE_SSL")
     broker_publish_timeout: float = _setting(
         _POSITIVE_SECONDS, 1.0, "After so long, a call that cannot be sent raises EnqueueError.", celery=None
     )
@@ -875,6 +875,12 @@ def _impossible_pairs(values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"task_default_queue {values['task_default_queue']!r} is not in task_queues ({', '.join(queue.name for queue in queues)}),"
             " and task_create_missing_queues is off."
+        )
+    scheme = values["broker_url"].partition("://")[0]
+    if values["broker_use_ssl"] and not any(mark in scheme for mark in ("rediss", "amqps")) and "sslmode=" not in values["broker_url"]:
+        yield (
+            f"broker_use_ssl is set, but broker_url ({scheme}://) says nothing of TLS, so it would not be used. "
+            "Say it in the URL: rediss://, amqps://, postgresql://…?sslmode=verify-full."
         )
     if values["result_backend"] == "django-cache" and values["cache_backend"] == "":
         yield "result_backend is 'django-cache', but cache_backend is empty."

@@ -404,3 +404,14 @@ def test_a_broker_url_for_reading_that_is_none_says_nothing() -> None:
     assert Settings.build({"broker_read_url": None, "broker_write_url": None}).broker_url == Settings.build({}).broker_url
     with pytest.raises(ImproperlyConfigured, match="broker_read_url must be a URL, not 5"):
         Settings.build({"broker_read_url": 5})
+
+
+@pytest.mark.parametrize("url", ["redis://localhost", "amqp://localhost", "postgresql://localhost/db"])
+def test_tls_that_would_not_be_used_is_an_error(url: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="rediss://"):
+        Settings.build({"broker_url": url, "broker_use_ssl": True})
+
+
+@pytest.mark.parametrize("url", ["rediss://localhost", "amqps://localhost", "postgresql://localhost/db?sslmode=verify-full"])
+def test_tls_that_the_url_asks_for_may_be_asked_for_twice(url: str) -> None:
+    assert Settings.build({"broker_url": url, "broker_use_ssl": {"ssl_cert_reqs": "required"}}).broker_url == url
