@@ -17,7 +17,8 @@ from celeriac.engines import rabbitmq_wire as wire
 from celeriac.engines.rabbitmq import RabbitMQEngine
 from celeriac.testing.contract import EngineContract, EngineMaker
 from celeriac.testing.contract.declared import declared
-from tests.support.rabbitmq import Server, young
+from celeriac.testing.contract.harness import eventually
+from tests.support.rabbitmq import Server, half_closed, young
 
 pytestmark = young
 
@@ -45,8 +46,9 @@ class RabbitMQMaker:
         engine._engine._note_gone(node)  # type: ignore[attr-defined]
 
     def after_kill(self) -> None:
-        """RabbitMQ gives back what a connection held as soon as it notices its end."""
-        time.sleep(0.2)
+        """RabbitMQ gives back what a connection held as soon as it notices its end, and closes its own end of it."""
+        port = wire.Address.parse(self.url)[0].port
+        eventually(lambda: not half_closed(port))
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def test_a_name_that_is_no_setting_is_an_error_to_read_too(alone: None) -> None:
     assert app.conf.get("task_alway_eager", 3) == 3
 
 
-@pytest.mark.parametrize("url", ["redis//localhost", "localhost:6379", "mongodb://h", "nats://h", "django-db", "cache+memcached://h"])
+@pytest.mark.parametrize("url", ["redis//localhost", "localhost:6379", "mongodb://h", "nats://h", "cache+memcached://h"])
 def test_an_engine_that_is_not_there_is_named_with_those_that_are(alone: None, url: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=r"sqlite:///relative.db"):
         _ = Celeriac("x", broker=url).broker

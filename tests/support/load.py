@@ -16,7 +16,8 @@ LIMIT_SECONDS = 1.0
 SLACK_SECONDS = 2.5
 """What a machine may add on which twenty others compute. Less than the five seconds that a verb of a worker may wait: a call that waited like one is seen."""
 UNSETTLED_SECONDS = 1.0
-"""So long before the death of a server may lie what its last answers have not made durable (`synchronous_commit` of PostgreSQL's settlements)."""
+"""So long before the death of a server may lie what its last answers have not made durable (`synchronous_commit` of PostgreSQL's claims and
+settlements), and so long after it may a message start that was claimed before."""
 
 PRODUCER = """
 import itertools, sys, time
@@ -134,7 +135,7 @@ class Load:
             for before, again in pairwise(entries):
                 repeats += 1
                 ended_at = ends.get((label, retries, before.pid), before.at)
-                explained = any(before.at <= killed and ended_at >= killed - UNSETTLED_SECONDS for killed in self.server_kills)
+                explained = any(before.at <= killed + UNSETTLED_SECONDS and ended_at >= killed - UNSETTLED_SECONDS for killed in self.server_kills)
                 assert explained or before.at < lost_before, f"{label} started twice for no reason:\n{before}\n{again}\nended {ended_at}"
         return repeats
 

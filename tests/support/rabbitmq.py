@@ -166,6 +166,17 @@ def answers(port: int) -> bool:
         return False
 
 
+def half_closed(port: int) -> int:
+    """How many connections to this port of ours have been ended by their clients, and not yet by the server (CLOSE_WAIT)."""
+    found = 0
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(FileNotFoundError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                _, local, _, state, *_ = line.split()
+                found += state == "08" and int(local.rpartition(":")[2], 16) == port
+    return found
+
+
 def free_ports(count: int) -> list[int]:
     """Below the range from which the system gives clients theirs."""
     found: list[int] = []
