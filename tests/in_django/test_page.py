@@ -19,6 +19,9 @@ from django.test import RequestFactory
 from celeriac.result import AsyncResult
 from orders.models import Order
 from orders.views import pay
+import config.asgi
+from django.urls import reverse
+assert reverse("celeriac:status", args=["k"]) == "/celeriac/status/k"
 order = Order.objects.create(number="A1")
 answer = pay(RequestFactory().post("/"), order.pk)
 seen = AsyncResult(json.loads(answer.content)["task"]).get(timeout=40)
@@ -42,7 +45,7 @@ def test_python_of_the_page_runs(make_site: MakeDjangoProject) -> None:
         else:
             (site.directory / match[1]).write_text(block)
     assert "celeriac.django" in written and len(program) == 1
-    written = written.replace('"celeriac.django", "books"', '"books", "orders"')  # the page adds the line itself
+    written = written.replace('"celeriac.django", "books"', '"books", "orders", "django.contrib.sessions"')  # the page adds the line itself
     settings.write_text(f"{written}\nCELERY_BROKER_URL = f\"sqlite:///{{BASE_DIR / 'queue.db'}}\"\n\n{last_line}")
     site.run("migrate", "--run-syncdb", "-v", "0")
     site.worker("-c", "1")

@@ -284,22 +284,12 @@ class AsyncResult(Generic[R]):
             opening.add_done_callback(_close_opened)
             raise
         descriptor = subscription.fileno()
-        told = asyncio.Event()
         try:
             while record is None or record.status not in states.READY_STATES:
                 left = None if deadline is None else deadline - loop.time()
                 if left is not None and left <= 0:
                     raise self._too_late(timeout, record)
-                # Only while nobody reads the descriptor out: a readable one would keep the loop spinning.
-                loop.add_reader(descriptor, told.set)
-                try:
-                    async with asyncio.timeout(left):
-                        await told.wait()
-                except builtins.TimeoutError:
-                    pass
-                finally:
-                    loop.remove_reader(descriptor)
-                told.clear()
+                await readable(descriptor, left)
                 record = await asyncio.to_thread(look)
             return record
         finally:
@@ -560,6 +550,23 @@ class EagerResult(AsyncResult[R]):
 
     def __repr__(self) -> str:
         return f"<EagerResult: {self.id}>"
+
+
+async def readable(descriptor: int, seconds: float | None) -> None:
+    """Returns once this descriptor can be read, or when the time is over."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    # Only while nobody reads the descriptor out: a readable one would keep the loop spinning.
+    loop.add_reader(descriptor, told.set)
+    try:
+        async with asyncio.timeout(seconds):
+            await told.wait()
+    except builtins.TimeoutError:
+        pass
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def _close_opened(opening: asyncio.Future[tuple[Subscription, Record | None]]) -> None:
