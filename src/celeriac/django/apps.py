@@ -12,11 +12,12 @@ class CeleriacConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks, outbox, results, schedulers, workers
+        from . import checks, database, outbox, results, schedulers, workers
         from .project import ensure_app, even_priorities
 
         app = ensure_app()
         even_priorities()
+        database.install(app)
         outbox.install(app)
         results.install(app)
         schedulers.install()

@@ -56,6 +56,8 @@ class Outbox:
 
         if not connection.in_atomic_block or not self.app.settings.task_outbox:
             return False
+        if getattr(self.app.broker, "alias", None) == "default":
+            return False  # the broker is that database: what it takes is part of the transaction
         from .models import OutboxParcel
 
         parcel = OutboxParcel(content=_encode(Parcel(list(messages), list(joins))).decode())

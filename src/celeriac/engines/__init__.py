@@ -45,6 +45,8 @@ def open_engine(
             from .rabbitmq import RabbitMQEngine
 
             return RabbitMQEngine(url, clock=clock, task_queues=task_queues, replies=replies, **options)
+        case "django":
+            raise ImproperlyConfigured(f"{url} is a database of a Django project: add 'celeriac.django' to its INSTALLED_APPS.")
         case "":
             raise ImproperlyConfigured(f"{url!r} is not the URL of an engine. Use one of {_SCHEMES}.")
         case _:

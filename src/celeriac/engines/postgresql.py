@@ -295,9 +295,11 @@ class PostgreSQLEngine:
         `connection` is a DB-API connection to the same database, of psycopg, psycopg2 or Django (`django.db.connection`); the caller commits.
         Whoever waits for work is told at the commit. Raises what the connection's driver raises.
         """
-        if not messages and not joins:
-            return
-        self._database.ensure_schema()
+        if messages or joins:
+            self._database.ensure_schema()
+            self._publish_in(connection, messages, joins)
+
+    def _publish_in(self, connection: Any, messages: Sequence[Message], joins: Sequence[Join]) -> None:
         rows = _Rows(messages)
         happening = _joins(opens=joins) or b"{}"
         ids, queues = ([clean(text) for text in column] for column in (rows.ids, rows.queues))

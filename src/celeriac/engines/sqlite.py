@@ -12,6 +12,7 @@
     waiting    whoever publishes writes a byte (a token) into the pipe of the queue; whoever waits polls it. A token stays until it is read, and who reads it
                puts it back when he leaves ready work behind. A look into the file once a second is the net for everything
     clocks     due times follow the wall clock; leases the clock that only goes on, together with the kernel's boot id: setting the time ends no lease, a reboot ends all
+    together   with the tables of a program, in its file: with the option `prefix`, which all our tables' names then begin with
     cannot     be shared over a network file system: WAL needs shared memory. Where there is no `mkfifo` it polls every 20 ms. A process that is stopped (not killed)
                in the midst of a write lets all other writers wait until it goes on or dies; they give up after their timeout, and name it
 
@@ -27,15 +28,17 @@ import fcntl
 import math
 import os
 import posix  # for read and write that never wait: in `os`, eventlet replaces them
+import re
 import select
 import sqlite3
 import stat
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, assert_never
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, assert_never, cast
 from urllib.parse import parse_qsl, unquote
 from weakref import WeakSet
 
@@ -96,7 +99,8 @@ _decode_revocation = msgspec.json.Decoder(Revocation).decode
 class SQLiteEngine:
     """The engine of `sqlite:///relative.db` and `sqlite:////absolute.db`.
 
-    Options: `synchronous` ("NORMAL", or "FULL" to survive power loss, see above), `busy_timeout_seconds` (how long a verb waits for its turn to write).
+    Options: `synchronous` ("NORMAL", or "FULL" to survive power loss, see above), `busy_timeout_seconds` (how long a verb waits for its turn to write), `prefix` (what the names
+    of our tables begin with; without one the file must be ours alone).
     They may stand in the URL's query too.
     """
 
@@ -113,7 +117,7 @@ class SQLiteEngine:
     ) -> None:
         self.url = url
         self._path, in_url = _parse(url)
-        self._synchronous, self._timeout_seconds = _options({**in_url, **transport_options})
+        self._synchronous, self._timeout_seconds, self._prefix = _options({**in_url, **transport_options})
         self._clock = clock
         self._boot = _boot_id()
         self._result_expires = result_expires
@@ -715,6 +719,9 @@ class SQLiteEngine:
 
     def _query_each(self, statement: str, parameters: Sequence[Any]) -> list[list[Any]]:
         """Reads; needs no turn of a writer."""
+        if (callers := self._callers_transaction()) is not None:
+            with _Transaction(self, callers=callers) as db:
+                return [db.execute(statement, given).fetchall() for given in parameters]
         deadline = time.monotonic() + self._timeout_seconds
         self._enter(self._timeout_seconds)
         try:
@@ -730,6 +737,12 @@ class SQLiteEngine:
             raise self._translated(error) from error
         finally:
             self._leave()
+
+    def _callers_transaction(self) -> AbstractContextManager[sqlite3.Connection] | None:
+        """A part, done as a whole or not at all, of the transaction in this file that the calling thread is in on a connection of its own; None: it is in none.
+
+        Where there is one, verbs become part of it: one that waited for its own turn to write would wait for its caller."""
+        return None
 
     def _version(self) -> tuple[int, int]:
         """Differs when anybody has written since: the others, or this connection."""
@@ -834,7 +847,9 @@ class SQLiteEngine:
             self._lock_fd = self._pipes.open_lock()
         db: sqlite3.Connection | None = None
         try:
-            db = sqlite3.connect(self._path, timeout=0.05, isolation_level=None, check_same_thread=False, cached_statements=256)
+            db = self._named(
+                sqlite3.connect(self._path, timeout=0.05, isolation_level=None, check_same_thread=False, cached_statements=256)
+            )
             while True:
                 try:
                     self._prepare(db, deadline)
@@ -861,7 +876,7 @@ class SQLiteEngine:
             version = self._schema_version(db)
         finally:
             db.execute("ROLLBACK")
-        if version < len(sql.MIGRATIONS):
+        if version < len(sql.MIGRATIONS) or self._prefix and db.execute("PRAGMA journal_mode").fetchall() != [("wal",)]:
             self._lock(deadline, self._timeout_seconds)
             try:
                 self._migrate(db)
@@ -873,7 +888,13 @@ class SQLiteEngine:
         for pragma in (*sql.PRAGMAS, f"PRAGMA synchronous = {self._synchronous}"):
             db.execute(pragma).fetchall()
 
+    def _named(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """The connection, on which our tables are called as they are here."""
+        return cast("sqlite3.Connection", _Prefixing(db, self._prefix)) if self._prefix else db
+
     def _schema_version(self, db: sqlite3.Connection) -> int:
+        if self._prefix:
+            return self._version_beside_others(db)
         ((version,),) = db.execute("PRAGMA user_version").fetchall()
         ((application_id,),) = db.execute("PRAGMA application_id").fetchall()
         fresh = version == 0 and application_id == 0 and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
@@ -882,27 +903,51 @@ class SQLiteEngine:
                 f"{self._path} is an SQLite database of another program, not Celeriac's. Give Celeriac a file of its own: change the URL {self.url}."
             )
         if version > len(sql.MIGRATIONS):
-            raise EngineCorrupt(
-                f"{self._path} was written by a newer Celeriac (its schema is version {version}, this one knows {len(sql.MIGRATIONS)})."
-                " Upgrade Celeriac here too, or use another file."
-            )
+            raise self._too_new(version)
         return int(version)
 
+    def _version_beside_others(self, db: sqlite3.Connection) -> int:
+        """In the file of another program, whose pragmas are its own, a table says it."""
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (f"{self._prefix}version",)).fetchall():
+            return 0
+        ((version,),) = db.execute(f"SELECT version FROM {self._prefix}version").fetchall()
+        if version > len(sql.MIGRATIONS):
+            raise self._too_new(version)
+        return int(version)
+
+    def _too_new(self, version: int) -> EngineCorrupt:
+        return EngineCorrupt(
+            f"{self._path} was written by a newer Celeriac (its schema is version {version}, this one knows {len(sql.MIGRATIONS)})."
+            " Upgrade Celeriac here too, or use another file."
+        )
+
     def _migrate(self, db: sqlite3.Connection) -> None:
-        db.execute(f"PRAGMA page_size = {sql.PAGE_BYTES}")
+        if not self._prefix:
+            db.execute(f"PRAGMA page_size = {sql.PAGE_BYTES}")
         ((journal_mode,),) = db.execute("PRAGMA journal_mode = WAL").fetchall()
         if journal_mode != "wal":
             raise EngineUnavailable(
                 f"The file system of {self._path} has no shared memory, as SQLite's WAL mode needs it. Put the database on a local disk: change the URL {self.url}."
             )
         db.execute("BEGIN IMMEDIATE")
-        # Somebody else may have done it while we waited for our turn.
-        for version in range(self._schema_version(db), len(sql.MIGRATIONS)):
-            for statement in sql.MIGRATIONS[version]:
-                db.execute(statement)
-        db.execute(f"PRAGMA application_id = {sql.APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {len(sql.MIGRATIONS)}")
+        self._upgrade(db)
         db.execute("COMMIT")
+
+    def _upgrade(self, db: sqlite3.Connection) -> None:
+        """Within a transaction: the tables are there, and of this version."""
+        # Somebody else may have done it while we waited for our turn.
+        version = self._schema_version(db)
+        if version == len(sql.MIGRATIONS):
+            return
+        for statements in sql.MIGRATIONS[version:]:
+            for statement in statements:
+                db.execute(statement)
+        if self._prefix:
+            db.execute(f"DROP TABLE IF EXISTS {self._prefix}version")
+            db.execute(f"CREATE TABLE {self._prefix}version AS SELECT {len(sql.MIGRATIONS)} AS version")
+        else:
+            db.execute(f"PRAGMA application_id = {sql.APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {len(sql.MIGRATIONS)}")
 
     def _disconnect(self, *, keep_lock: bool = False) -> None:
         db, self._db = self._db, None
@@ -986,19 +1031,29 @@ class SQLiteEngine:
 class _Transaction:
     """`with _Transaction(engine) as db:` commits at the end of the block, or changes nothing."""
 
-    __slots__ = ("_engine", "_timeout_seconds")
+    __slots__ = ("_callers", "_engine", "_timeout_seconds")
 
-    def __init__(self, engine: SQLiteEngine, timeout_seconds: float | None = None) -> None:
+    def __init__(
+        self, engine: SQLiteEngine, timeout_seconds: float | None = None, callers: AbstractContextManager[sqlite3.Connection] | None = None
+    ) -> None:
         self._engine = engine
+        self._callers = callers or engine._callers_transaction()
         self._timeout_seconds = engine._timeout_seconds if timeout_seconds is None else timeout_seconds
 
     def __enter__(self) -> sqlite3.Connection:
-        return self._engine._begin(self._timeout_seconds)
+        if self._callers is None:
+            return self._engine._begin(self._timeout_seconds)
+        try:
+            return self._callers.__enter__()
+        except sqlite3.DatabaseError as refusal:
+            raise self._engine._translated(refusal) from refusal
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         engine = self._engine
         try:
-            if error is None and engine._db is not None:
+            if self._callers is not None:
+                self._callers.__exit__(kind, error, traceback)
+            elif error is None and engine._db is not None:
                 engine._db.execute("COMMIT")
                 engine._commits += 1
         except sqlite3.DatabaseError as refusal:
@@ -1011,6 +1066,38 @@ class _Transaction:
                 raise
         if isinstance(error, sqlite3.DatabaseError):
             raise engine._translated(error) from error
+
+
+class _Prefixing:
+    """A connection to a file that has other tables beside ours; all names of ours begin with a prefix there."""
+
+    def __init__(self, db: sqlite3.Connection, prefix: str) -> None:
+        self._db = db
+        self._prefix = prefix
+
+    def execute(self, statement: str, parameters: Any = ()) -> sqlite3.Cursor:
+        return self._db.execute(_prefixed(statement, self._prefix), parameters)
+
+    def executemany(self, statement: str, parameters: Any) -> sqlite3.Cursor:
+        return self._db.executemany(_prefixed(statement, self._prefix), parameters)
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
+    def close(self) -> None:
+        self._db.close()
+
+
+@cache
+def _prefixed(statement: str, prefix: str) -> str:
+    return re.sub(rf"\b(?=(?:{'|'.join(_our_names())})\b)", prefix, statement)
+
+
+@cache
+def _our_names() -> list[str]:
+    """Of tables, indexes and triggers."""
+    return [name for step in sql.MIGRATIONS for statement in step for name in re.findall(r"CREATE (?:UNIQUE )?[A-Z]+ (\w+)", statement)]
 
 
 # -- what goes in and out ----------------------------------------------------------------------------------------
@@ -1539,7 +1626,7 @@ def _parse(url: str) -> tuple[str, dict[str, str]]:
     return os.path.abspath(path[1:]), dict(parse_qsl(query))
 
 
-def _options(given: dict[str, Any]) -> tuple[str, float]:
+def _options(given: dict[str, Any]) -> tuple[str, float, str]:
     synchronous = str(given.pop("synchronous", "NORMAL")).upper()
     if synchronous not in ("NORMAL", "FULL"):
         raise ImproperlyConfigured(f"The SQLite engine's option synchronous is {synchronous!r}; it can be NORMAL or FULL.")
@@ -1547,11 +1634,16 @@ def _options(given: dict[str, Any]) -> tuple[str, float]:
         timeout_seconds = float(given.pop("busy_timeout_seconds", 10.0))
     except (TypeError, ValueError) as error:
         raise ImproperlyConfigured(f"The SQLite engine's option busy_timeout_seconds must be a number: {error}.") from None
+    prefix = str(given.pop("prefix", ""))
+    if prefix and not (prefix.isascii() and prefix.isidentifier()):
+        raise ImproperlyConfigured(
+            f"The SQLite engine's option prefix is {prefix!r}; it must be a name of letters, digits and underscores."
+        )
     if given:
         raise ImproperlyConfigured(
-            f"The SQLite engine has no option {', '.join(sorted(given))}. It has synchronous and busy_timeout_seconds."
+            f"The SQLite engine has no option {', '.join(sorted(given))}. It has synchronous, busy_timeout_seconds and prefix."
         )
-    return synchronous, timeout_seconds
+    return synchronous, timeout_seconds, prefix
 
 
 def _boot_id() -> str:
