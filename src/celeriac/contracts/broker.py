@@ -84,7 +84,7 @@ class Broker(Inspector, Mailbox, Protocol):
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:
         """leased → as each verdict says, together with its record and its follow-ups; one settlement is one step.
 
-        Returns the ids of those that were refused, of which nothing at all was stored: somebody else holds the message now, or nobody does.
+        Returns the ids of those that were refused, in any order, of which nothing at all was stored: somebody else holds the message now, or nobody does.
         The message leaves before its follow-ups come, so one of them may bear its id. Joins are opened and enlarged before anything of the list
         arrives, and left after it. RETRY starts the counts of crashes and interruptions anew, but not the token's. A lease that ran out holds until
         somebody reclaims.

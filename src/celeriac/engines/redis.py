@@ -491,11 +491,12 @@ def _new_head(priority: int, queue: str) -> str:
     return _HEADS.setdefault((priority, queue), f"0 0 0 {priority} {escaped}\n")
 
 
-def _settlement_rows(settlements: Sequence[Settlement]) -> tuple[tuple[str, list[str], list[str], list[str | None]] | None, list[Any]]:
-    """As the script wants them: those that only end one of one node's messages, in columns, and all others."""
+def _settlement_rows(settlements: Sequence[Settlement]) -> tuple[tuple[Any, ...] | None, list[Any]]:
+    """As the script wants them: those that only end one of one node's messages, in columns, with the arrivals of each join; and all others."""
     ids: list[str] = []
     leases: list[str] = []
     records: list[str | None] = []
+    joins: dict[str, tuple[str, list[int], list[str], list[str], list[bool]]] = {}
     slow: list[Settlement] = []
     node = fence = ""
     holder: Any = None
@@ -507,13 +508,12 @@ def _settlement_rows(settlements: Sequence[Settlement]) -> tuple[tuple[str, list
             continue
         if lease.holder is not holder or lease.token != token:
             holder, token, fence = lease.holder, lease.token, _fence(lease)
-        id, receipt, record = settlement.id, settlement.receipt, settlement.record
+        id, receipt, record, arrival = settlement.id, settlement.receipt, settlement.record, settlement.arrival
         if (
             type(receipt) is not str
             or not receipt.startswith(fence)
             or (record is not None and (record.status not in READY_STATES or record.task_id != id))
             or settlement.follow_ups
-            or settlement.arrival is not None
             or settlement.leaves is not None
             or settlement.opens
             or settlement.enlarges
@@ -526,11 +526,17 @@ def _settlement_rows(settlements: Sequence[Settlement]) -> tuple[tuple[str, list
         ids.append(id)
         leases.append(receipt)
         records.append(None if record is None else _record_text(record))
+        if arrival is not None:
+            _, numbers, indexes, texts, failures = joins.setdefault(arrival.join, (arrival.join, [], [], [], []))
+            numbers.append(len(ids))
+            indexes.append(str(arrival.index))
+            texts.append(_encode(arrival))
+            failures.append(arrival.failed)
     if not node:
         return None, [_settlement_row(settlement) for settlement in slow]
     if len(set(ids)) < len(ids):
         return None, [_settlement_row(settlement) for settlement in settlements]
-    return (node, ids, leases, records), [_settlement_row(settlement) for settlement in slow]
+    return (node, ids, leases, records, list(joins.values())), [_settlement_row(settlement) for settlement in slow]
 
 
 def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:

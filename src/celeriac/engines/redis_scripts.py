@@ -206,6 +206,28 @@ local function arrive(a, again)
   end
   return completed(key, a[2], again)
 end
+-- The arrivals of one join in columns: which of `ended` they belong to, indexes, texts, whether they had failed.
+local function arrive_together(id, ended, numbers, indexes, texts, failures)
+  local key = P .. 'j:' .. id
+  if call('EXISTS', key) == 0 then return NOTHING end
+  local known, new, count, failed = many('HMGET', key, indexes), {}, 0, 0
+  for i, index in ipairs(indexes) do
+    if ended[numbers[i]] and not known[i] and not new[index] then
+      count, new[index] = count + 1, texts[i]
+      if failures[i] then failed = failed + 1 end
+    end
+  end
+  if count == 0 then return NOTHING end
+  local pairs_of, last_index = {}, nil
+  for index, text in pairs(new) do
+    pairs_of[#pairs_of + 1], pairs_of[#pairs_of + 2], last_index = index, text, index
+  end
+  each('HSET', key, pairs_of)
+  call('HINCRBY', key, 'arrived', count)
+  if failed > 0 then call('HINCRBY', key, 'failed', failed) end
+  touch(key, id)
+  return completed(key, last_index)
+end
 local function leave_join(id)
   local key = P .. 'j:' .. id
   if call('EXISTS', key) == 0 then return end
@@ -397,14 +419,15 @@ if last_number == ARGV[3] then
   for _, s in ipairs(slow) do if not settled[s[1]] then refused[#refused + 1] = s[1] end end
 end
 
+local ended = {}
 if fast and not before then
-  -- All of one node, all done, nothing follows.
+  -- All of one node, all done, nothing follows but what their joins bring.
   local hand, ids, leases, records = P .. 'l:' .. fast[1], fast[2], fast[3], fast[4]
   local held = many('HMGET', hand, ids)
   for i = 1, #ids do
     local id = ids[i]
     if held[i] == leases[i] then
-      done[#done + 1] = id
+      done[#done + 1], ended[i] = id, true
       local record = records[i]
       if record then
         local key = R .. id
@@ -423,7 +446,7 @@ if fast and not before then
   end
 end
 
-if #slow > 0 and not before then
+if (#slow > 0 or fast and #fast[5] > 0) and not before then
 """
     + READING
     + PUBLISHING
@@ -493,6 +516,7 @@ if #slow > 0 and not before then
   for _, s in ipairs(settled) do
     if s[12] then publish_all(arrive(s[12])) end
   end
+  for _, j in ipairs(fast and fast[5] or {}) do publish_all(arrive_together(j[1], ended, j[2], j[3], j[4], j[5])) end
   for _, s in ipairs(settled) do
     if s[13] then leave_join(s[13]) end
   end
