@@ -94,11 +94,24 @@ def end_all(project: Project, flows: Any, size: int, names: list[str]) -> None:
     assert {entry.label: entry.arguments[1] for entry in project.journal("body")} == {
         f"{size} {name}": endings[name][1] for name in names if endings[name][1] is not FAILS
     }
+    print(f"{size} members: {slowest_follow_up(project, size, sent):.3f} s at most from the last end to the body or the errback")
     project.wait_empty()
     assert project.broker.joins([result.parent.id for result in sent.values()]) == {}
     for worker in workers:
         worker.may_complain = True  # processes were killed in it
         assert worker.stop() == 0
+
+
+def slowest_follow_up(project: Project, size: int, sent: dict[str, Any]) -> float:
+    """The longest time, in seconds, between the end of a chord's last member and the start of what comes then."""
+    started = {entry.label: entry.wall for what in ("body", "errback") for entry in project.journal(what)}
+    longest = 0.0
+    for name, result in sent.items():
+        records = project.backend.fetch([member.id for member in result.parent])
+        ends = [record.date_done.timestamp() for record in records.values() if record.date_done is not None]
+        if ends:
+            longest = max(longest, started[f"{size} {name}"] - max(ends))
+    return longest
 
 
 @every_engine()
