@@ -8,8 +8,13 @@ supervisor still holds what it was running; when the supervisor dies, RabbitMQ h
     held        reserved by a process
     in custody  held for longer than `custody_seconds`: acknowledged, with a copy in a queue of the node's own, so that the broker's `consumer_timeout` never cuts a
                 task off. When the node dies, its copies go back to their queues by themselves
+    lost        held, but the connection that held it is gone. RabbitMQ gives it to whoever comes first; mostly to us, a moment later, and then it is held again.
+                Whoever settles it within that moment is told to try again; after it, that it belongs to somebody else
 
 Given back means: published again, with its counts, to the queue `….celeriac.returned`, which is read first, and then acknowledged.
+
+While it serves processes it waits for nothing: what it publishes itself goes over the same connection, and what has to be done when RabbitMQ has confirmed it is
+remembered until then (`_Posted`). When the connection is lost, so is that: the messages are the broker's again.
 
 The broker's own count of deliveries (`x-delivery-count`) tells that a message was given to somebody and came back, and not that anybody started it: it grows when a
 connection is lost with it in a buffer, and even when a subscription is cancelled while it is on its way. So it counts as an interruption. From then on the
@@ -18,6 +23,7 @@ message is handed out alone, and in custody from the start: if its holder dies t
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
@@ -29,6 +35,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -41,7 +48,7 @@ from ..core.ids import new_id
 from ..core.message import Delivery, Holder, Lease
 from . import rabbitmq_wire as wire
 from .network import readable
-from .rabbitmq_sender import LETTER_SECONDS, Publication, Sender, Topology
+from .rabbitmq_sender import LETTER_SECONDS, MANY_DELIVERIES, Publication, Sender, Topology, noted
 
 QUIET_SECONDS = 0.05
 """Nobody has asked for so long: what is buffered would wait behind something long. Twice as long after each time that it was given back for this, up to …"""
@@ -51,8 +58,15 @@ PATIENCE_SECONDS = 0.02
 """So long a process that asks is kept waiting for what RabbitMQ may be about to give; it takes "nothing" as a sign that it is idle."""
 CALM_SECONDS = 10.0
 """After so long without it, the shortest time holds again."""
-LOCAL_SECONDS = 30.0
+LOCAL_SECONDS = 20.0
 """How long a call waits for RabbitMQ, unless it says otherwise."""
+CONNECT_SECONDS = 5.0
+RETURN_SECONDS = 3.0
+"""So long after a new connection is made, what the last one held may come back to us."""
+REMEMBERED = 10_000
+"""So many settled messages are remembered, lest they run again when a lost connection has swallowed their acknowledgements."""
+REPEAT_SECONDS = 0.1
+"""When something is published again that RabbitMQ did not take."""
 SLICE_SECONDS = 0.02
 _SINCE = b"\x0eceleriac-sinced"
 _UNUSUAL = (b"celeriac-counts", b"x-delivery-count", b"celeriac-left", b"celeriac-again")
@@ -201,6 +215,17 @@ class _Consumer(msgspec.Struct):
     closing: bool = False
 
 
+class _Posted(msgspec.Struct, eq=False):
+    """What we publish ourselves, until RabbitMQ has confirmed all of it."""
+
+    publications: Sequence[Publication]
+    first: int
+    waiting: int
+    tags: Sequence[int]
+    """To be acknowledged then."""
+    refused: list[Publication] = []
+
+
 class _Client:
     """A process of ours, at the other end of a local socket."""
 
@@ -210,6 +235,8 @@ class _Client:
         self.waits: frozenset[str] | None = None
         self.asks: tuple[Sequence[str], int, list[str], float] | None = None
         """Queues, limit, refused ids, and until when it is kept waiting."""
+        self.promised: tuple[list[str], list[Held]] | None = None
+        """Refused ids, and what it gets as soon as that is in custody."""
         self.holder: Holder | None = None
 
 
@@ -249,13 +276,25 @@ class Intake:
         self._open: dict[tuple[str, str], _Consumer] = {}
         self._numbers = 0
         self._marks: set[str] = set()
+        self._declared: set[tuple[str, str]] = set()
         self._follows = False
         self._waiting: dict[str, int] = {}
         """How many callers in this process wait for each queue."""
         self._demand: dict[Holder, tuple[int, Sequence[str]]] = {}
         self._asked_at = 0.0
         self._not_due: list[tuple[Held, float]] = []
-        self._in_transit: set[str] = set()
+        self._outbox: dict[int, _Posted] = {}
+        self._posted = 0
+        self._refused: list[tuple[float, _Posted]] = []
+        self._custody = ""
+        self._copies: dict[str, int] = {}
+        """Ids and tokens of what is on its way into custody."""
+        self._void: dict[str, int] = {}
+        """... and of what was, when the connection was lost before anybody had it."""
+        self._done: dict[str, tuple[int, float]] = {}
+        """Of what was settled of late: token, and since when it had waited. Its acknowledgement may be lost."""
+        self._lost_until = 0.0
+        """Until then, what is lost may come back."""
         self._successors: dict[str, Held] = {}
         """Published by the settlement of a message that we still hold: its acknowledgement is on its way to us."""
         self._custody_at = 0.0
@@ -279,7 +318,9 @@ class Intake:
             if listener is not None:
                 _unlisten(listener)
             mine = [held for held in self.held.values() if held.holder is not None and held.holder.node == node]
-            self._publish_back(mine, crashed=crashed, interrupted=not crashed)
+            if mine:
+                self._publish_back(mine, crashed=crashed, interrupted=not crashed)
+                self._await(lambda: not self._outbox and not self._refused, time.monotonic() + LOCAL_SECONDS)
             self._forget_demand(node)
             return [held.id for held in mine]
 
@@ -311,6 +352,9 @@ class Intake:
             taken = self._take(wanted, limit, holder)
             if not self._waiting and not self._demand:
                 self._give_back_buffer(wanted)
+            if taken and taken[0].doubtful:
+                self._copy_into_custody(taken)
+            self._await(lambda: not (self._outbox or self._refused or self._copies), deadline)
             return taken
 
     def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
@@ -408,9 +452,6 @@ class Intake:
             held.taken_at = now
             held.revoked = bool(self.revoked) and self.revoked.get(held.id, wall) > wall
             self.held[held.id] = held
-        if mine and mine[0].doubtful:
-            with suppress(EngineUnavailable):  # then its crash will not be counted
-                self._take_into_custody(mine, now)
         return mine
 
     def _place(self, held: Held, kind: str) -> tuple[int, float, int, float]:
@@ -435,30 +476,47 @@ class Intake:
     # -- settling --------------------------------------------------------------------------------------------------------
 
     def stale(self, leases: Iterable[tuple[str, int, str, int]]) -> list[str]:
-        """Of (id, token, node, process): the ids that these do not hold."""
-        return [id for id, token, node, process in leases if not self._holds(id, token, node, process)]
+        """Of (id, token, node, process): the ids that these do not hold. Raises EngineUnavailable while that is not known."""
+        with self.lock:
+            if self._lost_until:
+                self._await_returns(leases)
+            return [id for id, token, node, process in leases if not self._holds(id, token, node, process)]
 
     def _holds(self, id: str, token: int, node: str, process: int) -> bool:
         held = self.held.get(id)
         return held is not None and not held.lost and held.token == token and held.holder == Holder(node, process)
 
+    def _await_returns(self, leases: Iterable[tuple[str, int, str, int]]) -> None:
+        if time.monotonic() > self._lost_until:
+            self._lost_until = 0.0
+        elif any((held := self.held.get(id)) is not None and held.lost and held.token == token for id, token, _, _ in leases):
+            raise EngineUnavailable("The connection to RabbitMQ was lost; whether it gives back what was held is not known yet.")
+
     def acknowledge(self, leases: Iterable[tuple[str, int, str, int]]) -> list[str]:
-        """held → gone. Returns the ids that were refused."""
+        """held → gone. Returns the ids that were refused. Raises EngineUnavailable while it is not known which; then nothing was done."""
         with self.lock:
+            if self._lost_until:
+                self._await_returns(leases)
             refused: list[str] = []
             tags: list[int] = []
             for id, token, node, process in leases:
-                if not self._holds(id, token, node, process):
+                held = self.held.get(id)
+                if held is None or held.token != token or held.holder != Holder(node, process):
                     refused.append(id)
                     continue
-                held = self.held.pop(id)
-                if held.tag is None:
-                    self._in_transit.add(id)
-                else:
+                del self.held[id]  # also when it is lost: should it come to us after all, it has to be run anew
+                if held.lost:
+                    refused.append(id)
+                    continue
+                self._done[id] = token, held.since
+                if held.tag is not None:
                     tags.append(held.tag)
                 if self._successors:
                     self._admit_successor(id)
             self._acknowledge(tags)
+            if len(self._done) > 2 * REMEMBERED:
+                for id in list(islice(self._done, REMEMBERED)):
+                    del self._done[id]
             return refused
 
     def _admit_successor(self, id: str) -> None:
@@ -468,21 +526,23 @@ class Intake:
             self._wake(held.queue)
 
     def _acknowledge(self, tags: Iterable[int]) -> None:
+        """Says that these are done. When that does not arrive, RabbitMQ gives them again, and `_done` knows them."""
         connection = self.connection
         data = b"".join([wire.acknowledgement(1, tag) for tag in tags])
-        if data and connection is not None:
-            try:
-                connection.send(data, time.monotonic() + LOCAL_SECONDS)
-            except EngineUnavailable:
-                self._disconnect()
-                raise
+        if data and connection is not None and not connection.closed:
+            with suppress(EngineUnavailable):  # whoever reads next finds the connection closed
+                connection.send(data, time.monotonic() + self.heartbeat_seconds)
 
     def holdings(self, node: str, process: int | None = None) -> list[Held]:
+        """Raises EngineUnavailable while that is not known."""
         with self.lock:
-            return [
+            mine = [
                 held for held in self.held.values()
-                if held.holder is not None and held.holder.node == node and process in (None, held.holder.process) and not held.lost
+                if held.holder is not None and held.holder.node == node and process in (None, held.holder.process)
             ]  # fmt: skip
+            if self._lost_until:
+                self._await_returns([(held.id, held.token, "", 0) for held in mine])
+            return [held for held in mine if not held.lost]
 
     def _publish_back(self, messages: Sequence[Held], *, crashed: bool = False, interrupted: bool = False) -> None:
         """→ ready again, with these counts; out of our hands."""
@@ -491,21 +551,101 @@ class Intake:
             readdressed(held, self.topology, crashes=held.crashes + crashed, interruptions=held.interruptions + interrupted)
             for held in messages
         ]
-        self.sender.publish(publications, time.monotonic() + LOCAL_SECONDS)
+        self._post(publications, [held.tag for held in messages if held.tag is not None])
         for held in messages:
             self.held.pop(held.id, None)
-            if held.tag is None:
-                self._in_transit.add(held.id)
+            self._done[held.id] = held.token, held.since
             self._admit_successor(held.id)
-        self._acknowledge([held.tag for held in messages if held.tag is not None])
 
     def _give_back_buffer(self, queues: Iterable[str] | None = None) -> None:
         names = list(self.buffer) if queues is None else list(queues)
-        spare = [held for queue in names for held in self.buffer.get(queue) or ()]
-        for queue in names:
-            self.buffer.pop(queue, None)
+        spare = [held for queue in names for held in self.buffer.pop(queue, ())]
         if spare:
-            self._publish_back(spare)
+            publications = [readdressed(held, self.topology) for held in spare]
+            self._post(publications, [held.tag for held in spare if held.tag is not None])
+
+    # -- publishing, on the connection that consumes --------------------------------------------------------------------------
+
+    def _post(self, publications: Sequence[Publication], tags: Sequence[int] = ()) -> None:
+        """Publishes, and acknowledges these deliveries when RabbitMQ has confirmed. Does not wait for it; what is not taken is sent again."""
+        if not publications:
+            return
+        connection = self.connected(time.monotonic() + LOCAL_SECONDS)
+        self._declare([need for publication in publications for need in publication.needs])
+        posted = _Posted(publications, self._posted + 1, len(publications), tags)
+        self._posted += len(publications)
+        self._outbox.update(dict.fromkeys(range(posted.first, self._posted + 1), posted))
+        data = [
+            wire.publication(
+                4, wire.shortstr(one.exchange), wire.shortstr(one.key), one.properties, one.body,
+                mandatory=True, largest=connection.largest_frame,
+            )
+            for one in publications
+        ]  # fmt: skip
+        connection.send(b"".join(data), time.monotonic() + LOCAL_SECONDS)
+
+    def _declare(self, needs: Iterable[tuple[str, str]]) -> None:
+        missing = dict.fromkeys(need for need in needs if need not in self._declared)
+        if missing:
+            deadline = time.monotonic() + LOCAL_SECONDS
+            with self.sender.link(deadline) as link:
+                for kind, name in missing:
+                    link.declare(kind, name, deadline)
+            self._declared |= missing.keys()
+
+    def _answered(self, one: wire.Arrived) -> None:
+        """What RabbitMQ says of what we have published."""
+        if one.method == wire.BASIC_RETURN:
+            for posted in dict.fromkeys(self._outbox.values()):
+                for publication in posted.publications:
+                    if publication.properties == one.properties and publication.body == one.body:
+                        posted.refused.append(publication)
+                        return
+            return
+        number = int.from_bytes(one.arguments[:8], "big")
+        multiple = one.arguments[8] & 1
+        for answered in [other for other in self._outbox if other <= number] if multiple else [number]:
+            posted = self._outbox.pop(answered)
+            posted.waiting -= 1
+            if one.method == wire.BASIC_NACK:
+                posted.refused.append(posted.publications[answered - posted.first])
+            if posted.waiting:
+                continue
+            if posted.refused:
+                self._declared.clear()
+                self._refused.append((time.monotonic() + REPEAT_SECONDS, posted))
+            else:
+                self._acknowledge(posted.tags)
+
+    def _post_again(self, now: float) -> None:
+        due = [posted for at, posted in self._refused if at <= now]
+        self._refused = [(at, posted) for at, posted in self._refused if at > now]
+        for posted in due:
+            self._post(posted.refused, posted.tags)
+
+    def note(self, stream: str, note: dict[str, Any]) -> None:
+        """Appends to a stream that exists. Does not wait for the confirmation."""
+        with self.lock:
+            self._post([noted(self.topology, stream, note)])
+
+    def _await(self, done: Callable[[], bool], deadline: float) -> None:
+        """Reads until it is so. For those who may wait: what serves processes may not."""
+        connection = self.connected(deadline)
+        while not self._has_come(done):
+            try:
+                if connection is not self.connection:
+                    raise EngineUnavailable("The connection to RabbitMQ was lost meanwhile.")
+                pause = min(deadline, time.monotonic() + REPEAT_SECONDS) if self._refused else deadline
+                if not connection.read(pause) and time.monotonic() >= deadline:
+                    raise EngineUnavailable(f"RabbitMQ at {connection.address} did not answer in time.")
+            except EngineUnavailable:
+                self._disconnect()
+                raise
+
+    def _has_come(self, done: Callable[[], bool]) -> bool:
+        self._digest()
+        self._post_again(time.monotonic())
+        return done()
 
     # -- the connection ----------------------------------------------------------------------------------------------------
 
@@ -518,32 +658,35 @@ class Intake:
         self.sender.breaker.check(deadline)
         problem: EngineUnavailable | None = None
         for position, address in enumerate(self.addresses):
-            share = time.monotonic() + (min(deadline, time.monotonic() + 5.0) - time.monotonic()) / (len(self.addresses) - position)
+            share = time.monotonic() + min(deadline - time.monotonic(), CONNECT_SECONDS) / (len(self.addresses) - position)
             try:
                 fresh = wire.Connection(address, share, heartbeat_seconds=self.heartbeat_seconds, tls=self.tls, name="celeriac worker")
-                for channel in (1, 2, 3):
+                for channel in (1, 2, 3, 4):
                     fresh.open_channel(channel, share)
+                fresh.ask(4, wire.frame(4, wire.CONFIRM_SELECT, b"\x00"), wire.CONFIRM_SELECT_OK, share)
                 self.sender.breaker.answered()
                 self.connection = fresh
-                self._after_connecting(deadline)
+                self._after_connecting()
                 return fresh
             except (EngineUnavailable, wire.Refused) as trouble:
+                self._disconnect()
                 problem = trouble if isinstance(trouble, EngineUnavailable) else EngineUnavailable(str(trouble))
         self.sender.breaker.failed(str(problem))
         assert problem is not None
         raise problem
 
-    def _after_connecting(self, deadline: float) -> None:
+    def _after_connecting(self) -> None:
         """What was being listened to is listened to again."""
+        if self._lost_until:
+            self._lost_until = time.monotonic() + RETURN_SECONDS
         if self._follows:
-            self._follows = False
-            self.sync(deadline)
+            self._follow()
+        if self._custody:
+            self._open_custody()
         for address in self.letters:
             self._listen_to(address)
-        if any(held.lost for held in self.held.values()) or self._custodian:
-            self._custodian = ""
+        self._steer()
 
-    _custodian = ""
     _unacknowledged_notes = 0
 
     def _disconnect(self) -> None:
@@ -555,11 +698,21 @@ class Intake:
         self._open.clear()
         self.buffer.clear()
         self._not_due.clear()
-        self._in_transit.clear()
         self._successors.clear()
+        self._outbox.clear()
+        self._refused.clear()
+        self._posted = 0
+        self._copies.clear()
+        for client in self._clients.values():
+            if client.promised is not None:  # not its yet, and the original is with the broker
+                for held in client.promised[1]:
+                    if self.held.pop(held.id, None) is not None:
+                        self._void[held.id] = held.token
         for held in self.held.values():
             held.lost = True
             held.tag = None
+        if self.held:
+            self._lost_until = math.inf
 
     def close(self) -> None:
         with self.lock:
@@ -570,21 +723,16 @@ class Intake:
             for client in list(self._clients.values()):
                 self._drop_client(client)
             if self.connection is not None:
-                self._await_transit()
+                with suppress(EngineUnavailable):
+                    # Copies of what is done must not stay in custody: they would come back as if their holder had died.
+                    self._await(lambda: not (self._outbox or self._refused or self._copies), time.monotonic() + 2.0)
+            if self.connection is not None:
                 self.connection.close()
                 self._disconnect()
             self.held.clear()
+            self._lost_until = 0.0
             self.letters.clear()
             self._follows = False
-
-    def _await_transit(self) -> None:
-        """Copies of what is done must not stay in custody: they would come back as if their holder had died."""
-        deadline = time.monotonic() + 2.0
-        with suppress(EngineUnavailable):
-            while self._in_transit and self.connection is not None and time.monotonic() < deadline:
-                self._pump()
-                if self._in_transit and self.connection is not None:
-                    readable([self.connection.fileno()], SLICE_SECONDS)
 
     def forget(self) -> None:
         """In a child of the process that opened this: closes our copies, without a word to the server."""
@@ -606,11 +754,7 @@ class Intake:
             if there >= prefetch:
                 continue
             deadline = time.monotonic() + LOCAL_SECONDS
-            if (kind, queue) not in self._declared:
-                with self.sender.link(deadline) as link:
-                    link.declare("queue", queue, deadline)
-                    link.declare("returned", queue, deadline)
-                self._declared |= {("queue", queue), ("returned", queue)}
+            self._declare([("queue", queue), ("returned", queue)])
             self._numbers += 1
             fresh = _Consumer(f"c{self._numbers}", queue, kind, prefetch)
             self._consumers[fresh.tag] = self._open[queue, kind] = fresh
@@ -618,16 +762,10 @@ class Intake:
             data = wire.prefetch(1, prefetch - there) + wire.consume(1, self.topology.name(kind, queue), fresh.tag)
             self.connected(deadline).send(data, deadline)
 
-    _declared: frozenset[tuple[str, str]] = frozenset()
-
     def _stop_consuming(self, queues: Iterable[str], deadline: float) -> None:
         """Nothing more comes of these queues when this returns."""
         self._begin_to_stop(queues)
-        connection = self.connected(deadline)
-        while any(consumer.closing for consumer in self._consumers.values()):
-            self._digest()
-            if any(consumer.closing for consumer in self._consumers.values()) and not connection.read(deadline):
-                break
+        self._await(lambda: not any(consumer.closing for consumer in self._consumers.values()), deadline)
 
     def _begin_to_stop(self, queues: Iterable[str]) -> None:
         data = b""
@@ -669,6 +807,8 @@ class Intake:
             method = one.method
             if method == wire.BASIC_DELIVER:
                 self._delivered(one)
+            elif one.channel == 4 and method in _ABOUT_PUBLICATIONS:
+                self._answered(one)
             elif method == wire.BASIC_CONSUME_OK:
                 begun = self._consumers.get(wire.read_short(one.arguments, 0)[0])
                 if begun is not None:
@@ -681,7 +821,7 @@ class Intake:
                 gone = self._consumers.pop(wire.read_short(one.arguments, 0)[0], None)
                 if gone is not None:
                     self._open.pop((gone.queue, gone.kind), None)
-                    self._declared = frozenset(entry for entry in self._declared if entry[1] != gone.queue)
+                    self._declared = {need for need in self._declared if need[1] != gone.queue}
             elif method == wire.CHANNEL_CLOSE:
                 code, text = int.from_bytes(one.arguments[:2], "big"), wire.read_short(one.arguments, 2)[0]
                 self._disconnect()
@@ -714,6 +854,8 @@ class Intake:
                     known.tag, known.lost = tag, False
                 else:
                     self._acknowledge([tag])
+            elif held.doubtful and held.base < self._done.get(held.id, _NEVER)[0] and held.since == self._done[held.id][1]:
+                self._acknowledge([tag])  # once more: the last connection has not said so in time
             elif wait > 0.0:
                 self._not_due.append((held, wait))
             else:
@@ -721,13 +863,7 @@ class Intake:
                 self.buffer.setdefault(consumer.queue, []).append(held)
                 self._wake(consumer.queue)
         elif kind == "custody":
-            id = wire.read_id(one.properties) or str(wire.read_properties(one.properties)[0].get("id"))
-            known = self.held.get(id)
-            if known is not None and known.tag is None and id not in self._in_transit:
-                known.tag, known.lost = tag, False
-            else:
-                self._in_transit.discard(id)
-                self._acknowledge([tag])
+            self._came_into_custody(one, tag)
         elif kind == "letters":
             posted_at, letter = _decode_letter(one.body)
             if posted_at > self.clock.time() - LETTER_SECONDS:
@@ -749,8 +885,7 @@ class Intake:
             )
             for held, wait in waiting
         ]  # fmt: skip
-        self.sender.publish(publications, time.monotonic() + LOCAL_SECONDS)
-        self._acknowledge([held.tag for held, _ in waiting if held.tag is not None])
+        self._post(publications, [held.tag for held, _ in waiting if held.tag is not None])
 
     # -- notes: what everybody has to know -----------------------------------------------------------------------------------
 
@@ -759,20 +894,19 @@ class Intake:
         mark = new_id()
         self._marks.add(mark)
         self.sender.note("notes", {"mark": mark}, deadline)
-        connection = self.connected(deadline)
+        self.connected(deadline)
         if not self._follows:
-            self._follows = True
-            self.paused.clear()
-            consumer = _Consumer("notes", "", "notes")
-            self._consumers[consumer.tag] = consumer
-            connection.send(
-                wire.prefetch(2, 1000) + wire.consume(2, self.topology.own("notes"), consumer.tag, {"x-stream-offset": "first"}), deadline
-            )
-        while mark in self._marks:
-            self._digest()
-            if mark in self._marks and not connection.read(deadline) and time.monotonic() >= deadline:
-                self._disconnect()
-                raise EngineUnavailable("RabbitMQ does not give its notes in time.")
+            self._follow()
+        self._await(lambda: mark not in self._marks, deadline)
+
+    def _follow(self) -> None:
+        """All notes are read, from the first on; and what is noted from now on."""
+        self._follows = True
+        consumer = _Consumer("notes", "", "notes")
+        self._consumers[consumer.tag] = consumer
+        begin = wire.prefetch(2, 1000) + wire.consume(2, self.topology.own("notes"), consumer.tag, {"x-stream-offset": "first"})
+        deadline = time.monotonic() + LOCAL_SECONDS
+        self.connected(deadline).send(begin, deadline)
 
     def _noted(self, note: dict[str, Any]) -> None:
         if "mark" in note:
@@ -807,21 +941,24 @@ class Intake:
         deadline = time.monotonic() + timeout_seconds
         with self.lock:
             self.connected(time.monotonic() + LOCAL_SECONDS)
-            fresh = address not in self.letters
-            if fresh:
+            expected = 0
+            if address not in self.letters:
                 self.letters[address] = deque()
-                self._listen_to(address)
+                expected = self._listen_to(address)
+                deadline = max(deadline, time.monotonic() + 0.2 * bool(expected))
                 if address in self.nodes and not self._follows:
                     self.sync(time.monotonic() + LOCAL_SECONDS)
-        if fresh:
-            deadline = max(deadline, time.monotonic() + 0.05)
         while True:
             with self.lock:
-                connection = self.connected(time.monotonic() + LOCAL_SECONDS)
-                self._pump()
-                self._tick()
+                try:
+                    connection = self.connected(time.monotonic() + LOCAL_SECONDS)
+                    self._pump()
+                    self._tick()
+                except EngineUnavailable as problem:
+                    self._say_away(problem)
+                    raise
                 box = self.letters.get(address)
-                if box:
+                if box and (len(box) >= expected or time.monotonic() > deadline):
                     self.letters[address] = deque()
                     return list(box)
                 descriptors = [connection.fileno(), *(one.fileno() for one in self._listeners.values()), *self._clients]
@@ -834,15 +971,18 @@ class Intake:
                 with self.lock:
                     self._serve(ready)
 
-    def _listen_to(self, address: str) -> None:
+    def _listen_to(self, address: str) -> int:
+        """From now on its letters come to us. Returns how many are there already."""
         deadline = time.monotonic() + LOCAL_SECONDS
         with self.sender.link(deadline) as link:
             link.declared.discard(("letters", address))  # it may have expired meanwhile
             link.declare("letters", address, deadline)
+            there = link.risk(wire.declare_queue(2, self.topology.name("letters", address), passive=True), wire.QUEUE_DECLARE_OK, deadline)
         self._numbers += 1
         consumer = _Consumer(f"c{self._numbers}", address, "letters")
         self._consumers[consumer.tag] = consumer
         self.connected(deadline).send(wire.consume(2, self.topology.name("letters", address), consumer.tag, acknowledged=False), deadline)
+        return wire.counted(there)[1]
 
     # -- the processes of this node ------------------------------------------------------------------------------------------
 
@@ -888,6 +1028,14 @@ class Intake:
             except EngineUnavailable as problem:
                 self._answer(client, ("away", (str(problem),), ()))
 
+    def _say_away(self, problem: EngineUnavailable) -> None:
+        """Those who wait for RabbitMQ need not wait for its return."""
+        self._serve(readable([*(one.fileno() for one in self._listeners.values()), *self._clients], 0.0))
+        for client in list(self._clients.values()):
+            if client.asks is not None or client.promised is not None:
+                client.asks = client.promised = None
+                self._answer(client, ("away", (str(problem),), ()))
+
     def _drop_client(self, client: _Client) -> None:
         self._clients.pop(client.link.fileno(), None)
         client.link.close()
@@ -907,21 +1055,24 @@ class Intake:
             self._drop_client(client)
 
     def _act(self, client: _Client, verb: str, *arguments: Any) -> Any:
+        if (self.connection is None or self.connection.closed) and verb != "unwait":
+            raise EngineUnavailable("The worker has no connection to RabbitMQ just now.")
         match verb:
             case "exchange":
                 node, process, leases, queues, limit = arguments
                 holder = client.holder = Holder(node, process)
                 self._require(node)
                 refused = self.acknowledge(leases)
-                taken = self._stream(holder, queues, limit) if limit > 0 else []
-                if not taken and limit > 0:
-                    client.asks = queues, limit, refused, time.monotonic() + PATIENCE_SECONDS
-                    return None
-                return ("ok", refused, taken)
+                if limit <= 0:
+                    return ("ok", refused, ())
+                taken = self._stream(holder, queues, limit)
+                if taken:
+                    return self._handed(client, refused, taken)
+                client.asks = queues, limit, refused, time.monotonic() + PATIENCE_SECONDS
+                return None
             case "settle":
                 return ("ok", self.acknowledge(arguments[0]), ())
             case "stale":
-                self.connected(time.monotonic() + LOCAL_SECONDS)
                 return ("ok", self.stale(arguments[0]), ())
             case "held":
                 node, process = arguments
@@ -968,7 +1119,16 @@ class Intake:
             taken = self._take([queue for queue in queues if queue not in self.paused], limit, client.holder)
             if taken or now >= until:
                 client.asks = None
-                self._answer(client, ("ok", refused, taken))
+                self._answer(client, self._handed(client, refused, taken))
+
+    def _handed(self, client: _Client, refused: list[str], taken: list[Held]) -> _Answer | None:
+        """The answer of who gets these; None: it gets it later."""
+        if taken and taken[0].doubtful:
+            with suppress(EngineUnavailable):  # then its crash will not be counted
+                self._copy_into_custody(taken)
+                client.promised = refused, taken
+                return None
+        return ("ok", refused, taken)
 
     def _wake(self, queue: str) -> None:
         for client in list(self._clients.values()):
@@ -985,6 +1145,7 @@ class Intake:
     def _tick(self) -> None:
         """What the passing of time asks for."""
         now = time.monotonic()
+        self._post_again(now)
         self._answer_those_who_ask(now)
         if self._surplus(now):
             self._begin_to_stop([queue for queue, kind in self._open if kind == "queue"])
@@ -998,10 +1159,11 @@ class Intake:
             self._custody_at = now
             old = [
                 held for held in self.held.values()
-                if now - held.taken_at > self.custody_seconds and held.tag is not None and held.holder is not None and held.holder.node in self.nodes
+                if now - held.taken_at > self.custody_seconds and held.tag is not None and held.id not in self._copies
+                and held.holder is not None and held.holder.node in self.nodes
             ]  # fmt: skip
             if old:
-                self._take_into_custody(old, now)
+                self._copy_into_custody(old)
 
     _quiet_seconds = QUIET_SECONDS
     _given_back_at = 0.0
@@ -1015,41 +1177,70 @@ class Intake:
             and not any(client.waits is not None or client.asks is not None for client in self._clients.values())
         )
 
-    def _take_into_custody(self, messages: Sequence[Held], now: float) -> None:
-        """A copy in a queue of our own, then an acknowledgement: the broker's clock begins anew."""
-        deadline = time.monotonic() + LOCAL_SECONDS
-        connection = self.connected(deadline)
-        custody = self.topology.own(f"held.{new_id()}") if not self._custodian else self._custodian
-        if not self._custodian:
-            arguments = {
-                "x-queue-type": "quorum",
-                "x-message-ttl": 10_000,
-                "x-expires": 600_000,
-                "x-overflow": "reject-publish",
-                "x-dead-letter-strategy": "at-least-once",
-                "x-dead-letter-exchange": "",
-                "x-delivery-limit": 1_000_000_000,
-            }
-            with self.sender.link(deadline) as link:
-                link.risk(wire.declare_queue(2, custody, arguments), wire.QUEUE_DECLARE_OK, deadline)
-                link.risk(wire.declare_exchange(2, custody, "fanout", auto_delete=True), wire.EXCHANGE_DECLARE_OK, deadline)
-                link.risk(wire.bind_queue(2, custody, custody, ""), wire.QUEUE_BIND_OK, deadline)
-            self._custodian = custody
-            self._consumers["custody"] = _Consumer("custody", "", "custody")
-            connection.send(wire.prefetch(1, 0) + wire.consume(1, custody, "custody"), deadline)
+    # -- custody ---------------------------------------------------------------------------------------------------------------
+
+    def _copy_into_custody(self, messages: Sequence[Held]) -> None:
+        """A copy to a queue of our own. When it comes to us from there, the original is acknowledged: the broker's clock begins anew."""
+        if not self._custody:
+            self._custody = self.topology.own(f"held.{new_id()}")
+            try:
+                self._open_custody()
+            except EngineUnavailable:
+                self._custody = ""
+                raise
         publications = []
         for held in messages:
+            held.taken_at = time.monotonic()
             counts = [held.crashes + 1, held.interruptions, held.token, 1]
             properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since, "id": held.id})
-            publications.append(
-                Publication(custody, self.topology.returned(held.queue), properties, held.body, (("returned", held.queue),))
-            )
-        self.sender.publish(publications, deadline)
-        tags = [held.tag for held in messages if held.tag is not None]
-        for held in messages:
-            held.tag = None
-            held.taken_at = now
-        self._acknowledge(tags)
+            back = self.topology.returned(held.queue)
+            publications.append(Publication(self._custody, back, properties, held.body, (("returned", held.queue),)))
+        self._post(publications)
+        self._copies.update({held.id: held.token for held in messages})
+
+    def _open_custody(self) -> None:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-message-ttl": 10_000,
+            "x-expires": 600_000,
+            "x-overflow": "reject-publish",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-dead-letter-exchange": "",
+            "x-delivery-limit": MANY_DELIVERIES,
+        }
+        name = self._custody
+        with self.sender.link(deadline) as link:
+            link.risk(wire.declare_queue(2, name, arguments), wire.QUEUE_DECLARE_OK, deadline)
+            link.risk(wire.declare_exchange(2, name, "fanout", auto_delete=True), wire.EXCHANGE_DECLARE_OK, deadline)
+            link.risk(wire.bind_queue(2, name, name, ""), wire.QUEUE_BIND_OK, deadline)
+        self._consumers["custody"] = _Consumer("custody", "", "custody")
+        self.connected(deadline).send(wire.prefetch(1, 0) + wire.consume(1, name, "custody"), deadline)
+
+    def _came_into_custody(self, one: wire.Arrived, tag: int) -> None:
+        headers, _ = wire.read_properties(one.properties)
+        id, token = str(headers["id"]), headers["celeriac-counts"][2]
+        if self._copies.get(id) == token:
+            del self._copies[id]
+        held = self.held.get(id)
+        if held is not None and held.token == token:
+            if held.tag is not None:
+                self._acknowledge([held.tag])
+            held.tag, held.lost = tag, False
+            self._keep_promise(held)
+        elif self._void.pop(id, None) == token or token <= self._done.get(id, _NEVER)[0]:
+            self._acknowledge([tag])  # the original is with the broker, or it was settled while this was on its way
+        else:  # nobody's any more: its holder was refused
+            counts = [headers["celeriac-counts"][0] - 1, headers["celeriac-counts"][1] + 1, token]
+            properties = relabelled(one.properties, {"celeriac-counts": counts})
+            self._post([Publication("", wire.delivered(one)[4], properties, one.body)], [tag])
+
+    def _keep_promise(self, held: Held) -> None:
+        for client in list(self._clients.values()):
+            if client.promised is not None and held in client.promised[1]:
+                refused, taken = client.promised
+                client.promised = None
+                self._answer(client, ("ok", refused, taken))
 
 
 # -- the other end: a process of a worker ----------------------------------------------------------------------------
@@ -1204,3 +1395,5 @@ def _is_ours(link: socket.socket) -> bool:
 
 _by_place = attrgetter("place")
 _NOTHING_TO_SAY = frozenset((wire.BASIC_QOS_OK,))
+_ABOUT_PUBLICATIONS = frozenset((wire.BASIC_ACK, wire.BASIC_NACK, wire.BASIC_RETURN))
+_NEVER = (0, 0.0)

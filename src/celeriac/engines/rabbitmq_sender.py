@@ -138,6 +138,11 @@ class Topology:
                 return self.own(name)
 
 
+def noted(topology: Topology, stream: str, note: dict[str, Any]) -> Publication:
+    """A note, to a stream."""
+    return Publication("", topology.own(stream), _NOTE, _encode(note), (("stream", stream),))
+
+
 class Link(wire.Connection):
     """A connection that publishes: channel 1 is confirmed, channel 2 is for what the server may refuse."""
 
@@ -348,7 +353,7 @@ class Link(wire.Connection):
 
     def note(self, stream: str, note: dict[str, Any], deadline: float) -> None:
         """Appends to a stream, which whoever wants to know reads."""
-        self.publish([Publication("", self.topology.own(stream), _NOTE, _encode(note), (("stream", stream),))], deadline)
+        self.publish([noted(self.topology, stream, note)], deadline)
 
     def read_notes(self, stream: str, since: float | None, deadline: float) -> list[dict[str, Any]]:
         """All notes of a stream (those since a moment: and maybe some before it), oldest first; what had been confirmed before this call is among them."""
@@ -421,8 +426,9 @@ class Sender:
             except EngineUnavailable as problem:
                 link.sent = True  # an answer may still come: nobody uses this one again
                 self._failed(link, problem)
-                if "RESOURCE_ERROR" not in str(problem) or time.monotonic() + 0.05 > deadline:
+                if not is_being_made(problem) or time.monotonic() + 0.05 > deadline:
                     raise
+                self.breaker.answered()  # it lives
                 time.sleep(0.02)
             except wire.Refused as refused:
                 link.drop("")
@@ -435,17 +441,19 @@ class Sender:
 
     def note(self, stream: str, note: dict[str, Any], deadline: float) -> None:
         """Appends to a stream. It may come twice; notes are such that this does not matter."""
-        for _ in range(5):
+        tries = 0
+        while True:
             try:
-                with self.link(deadline) as link:
-                    link.note(stream, note, deadline)
+                self.publish([noted(self.topology, stream, note)], deadline)
                 return
-            except EngineUnavailable:
-                if time.monotonic() + 0.1 > deadline:
+            except EngineUnavailable as problem:
+                made = is_being_made(problem)
+                if made:
+                    self.breaker.answered()  # it lives
+                tries += not made
+                if tries == 3 or time.monotonic() + 0.1 > deadline:
                     raise
                 time.sleep(0.02)
-        with self.link(deadline) as link:
-            link.note(stream, note, deadline)
 
     def link(self, deadline: float) -> _Borrowed:
         """A connection, for what is not publishing: `with sender.link(deadline) as link`."""
@@ -508,6 +516,11 @@ class Sender:
         else:
             self._idle.append(link)
         self._room.release()
+
+
+def is_being_made(problem: EngineUnavailable) -> bool:
+    """RabbitMQ ended the connection over a stream that somebody else is just making."""
+    return "RESOURCE_ERROR" in str(problem) or "INTERNAL_ERROR" in str(problem)
 
 
 class _Borrowed:
