@@ -96,7 +96,7 @@ def end_all(project: Project, flows: Any, size: int, names: list[str]) -> None:
     }
     print(f"{size} members: {slowest_follow_up(project, size, sent):.3f} s at most from the last end to the body or the errback")
     project.wait_empty()
-    assert project.broker.joins([result.parent.id for result in sent.values()]) == {}
+    assert project.app.joins.joins([result.parent.id for result in sent.values()]) == {}
     for worker in workers:
         worker.may_complain = True  # processes were killed in it
         assert worker.stop() == 0
