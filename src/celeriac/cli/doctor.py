@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -57,6 +58,10 @@ def _wrong(check: str, sentence: str, advice: str) -> Finding:
     return Finding(check=check, level="wrong", sentence=sentence, advice=advice)
 
 
+further_checks: list[Callable[[Celeriac], Iterable[Finding]]] = []
+"""Of what the app is part of: `manage.py celeriac` adds Django's."""
+
+
 @click.command(
     cls=Command,
     epilog="\b\nExamples:\n  celeriac -A proj doctor\n  celeriac -A proj doctor --json\n\n\b\nExit codes: 0 all is well; 1 something is wrong.",
@@ -66,7 +71,8 @@ def doctor(session: Session) -> None:
     """Check settings, engine, workers, queues and clocks; say what is wrong, and what to do."""
     app = session.app
     findings = []
-    for finding in examine(app, name=session.app_name or "…", tasks=(lambda: session.app_with_tasks.tasks) if session.app_name else None):
+    checks = examine(app, name=session.app_name or "…", tasks=(lambda: session.app_with_tasks.tasks) if session.app_name else None)
+    for finding in chain(checks, *(further(app) for further in further_checks)):
         findings.append(finding)
         if not session.json:
             _say(session, finding)

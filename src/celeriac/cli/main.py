@@ -48,6 +48,11 @@ _LATER = {
 """What users of Celery may try, and what to do instead."""
 
 
+def add_command(name: str, module: str, text: str) -> None:
+    """A further command, for command lines that others call (`manage.py celeriac`)."""
+    _COMMANDS.setdefault(name, (module, text))
+
+
 class Commands(Group):
     """The top: finds a command's module by its name."""
 

@@ -16,8 +16,14 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def run_from_argv(self, argv: list[str]) -> None:
-        from celeriac.cli.main import main
+        from celeriac.cli import doctor
+        from celeriac.cli.main import add_command, main
 
+        from ...doctor import examine
+
+        add_command("dev", "celeriac.django.dev", "For development: runserver and a worker that reloads.")
+        if examine not in doctor.further_checks:
+            doctor.further_checks.append(examine)
         os.environ.setdefault("CELERIAC_APP", APP_PATH)
         main(_without_djangos_own(argv[2:]), app=ensure_app(), prog_name=f"{os.path.basename(argv[0])} {argv[1]}")
 
