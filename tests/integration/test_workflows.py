@@ -96,7 +96,7 @@ def end_all(project: Project, flows: Any, size: int, names: list[str]) -> None:
     }
     print(f"{size} members: {slowest_follow_up(project, size, sent):.3f} s at most from the last end to the body or the errback")
     project.wait_empty()
-    assert project.app.joins.joins([result.parent.id for result in sent.values()]) == {}
+    until(lambda: not project.app.joins.joins([result.parent.id for result in sent.values()]), "the joins are forgotten")
     for worker in workers:
         worker.may_complain = True  # processes were killed in it
         assert worker.stop() == 0
@@ -176,7 +176,7 @@ def test_a_group_is_fed_no_faster_than_it_is_worked_off(project: Project) -> Non
     assert fed.sent == 3000 and fed.result is not None
     assert fed.result.get(timeout=30) == sum(range(3000))
     assert 0 < deepest <= 400, "about 200, as far as an engine knows how many are ready"
-    assert fed.ended() is None
+    until(lambda: fed.ended() is None, "the join is forgotten")
     counted = feed((flows.boom.s() for _ in range(10)), flows.body.si("after", "fed"), app=project.app)
     assert counted.result is not None
     assert isinstance(counted.result.get(timeout=30, propagate=False), ChordError)
