@@ -15,8 +15,8 @@ setup: $(READY) ## create .venv with everything development needs
 $(READY): pyproject.toml scripts/setup
 	@scripts/setup $(VENV)
 
-demo: $(READY) ## real work by real worker processes, checked at the end
-	@$(BIN)/python -m examples.demo
+demo: $(READY) ## a Django shop with its background work, checked at the end; elsewhere: make demo BROKER=redis://…
+	@$(BIN)/python examples/shop/demo.py --broker "$(BROKER)"
 
 test: $(READY) ## style, types, imports, and all tests with the short fault runs
 	@scripts/check
