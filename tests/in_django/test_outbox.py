@@ -188,8 +188,11 @@ def test_tests_see_tasks_when_they_capture_what_is_called_on_commit(site: Django
     (site.directory / "books" / "tests.py").write_text(
         """
 from celeriac import current_app as app
+from celeriac.worker.inline import InlineWorker
+from django.db import transaction
 from django.test import TestCase
-from books.tasks import title
+from books.models import Book
+from books.tasks import buy, title
 
 
 class Sending(TestCase):
@@ -198,6 +201,23 @@ class Sending(TestCase):
             title.delay(1)
             self.assertEqual(app.broker.depth(["celery"])["celery"].ready, 0)
         self.assertEqual(app.broker.depth(["celery"])["celery"].ready, 1)
+
+    def test_with_a_worker_of_the_testing_kit(self):
+        book = Book.objects.create(title="Momo")
+        with InlineWorker(app) as worker:
+            try:
+                with transaction.atomic():
+                    buy.delay(book.pk)
+                    raise ValueError
+            except ValueError:
+                pass
+            worker.assert_not_enqueued(buy)
+            with transaction.atomic():
+                buy.delay(book.pk)
+            worker.assert_enqueued(buy, args=(book.pk,))
+            worker.run_all()
+        book.refresh_from_db()
+        self.assertEqual(book.copies, 1)
 
     def test_without(self):
         title.delay(1)

@@ -72,10 +72,11 @@ class Outbox:
         committed: list[int] = connection.__dict__.setdefault("celeriac_parcels", [])
         committed.append(parcel.pk)
         # One call for all that the transaction sends; each registers it, since a savepoint that is rolled back takes its own along.
-        transaction.on_commit(self._publish_committed)
+        transaction.on_commit(self.flush)
         return True
 
-    def _publish_committed(self) -> None:
+    def flush(self) -> None:
+        """Publishes what this connection's transaction has sent, after its commit; or, in a test whose transaction will never commit, when the test wants to see it. Raises nothing."""
         from django.db import connection
 
         keys = connection.__dict__.pop("celeriac_parcels", [])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from ..core import states
+from ..core.errors import Paused, TaskPredicate
 from ..core.message import Record
 from ..core.serialize import decode_value
 from ..tasks import registry
@@ -214,6 +215,8 @@ def _begin(task: Any, running: TaskBase[..., Any]) -> tuple[Any, tuple[Any, ...]
 
 
 def _end(task: Any, result: Any, error: BaseException | None, value: Any = None) -> None:
+    if isinstance(error, (TaskPredicate, Paused)):
+        return  # it will be continued
     found = replace(
         result,
         status=TaskResultStatus.SUCCESSFUL if error is None else TaskResultStatus.FAILED,

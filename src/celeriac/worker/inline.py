@@ -97,6 +97,7 @@ class InlineWorker:
 
     def enqueued(self, task: Task[..., Any] | str | None = None, *, queue: str | None = None) -> list[Message]:
         """The messages that wait: ready ones first, then those that are not due."""
+        self._flush_outbox()
         name = task if task is None or isinstance(task, str) else task.name
         queues = self.engine.queues() if queue is None else [queue]
         found = [
@@ -142,7 +143,14 @@ class InlineWorker:
             tasks=app.tasks, broker=self.engine, backend=self.engine, producer=app.producer, settings=app.settings, hostname="inline@test"
         )
 
+    def _flush_outbox(self) -> None:
+        """What waits for a commit, which in a test of Django's may never come, is looked at as if it had come."""
+        flush = getattr(self.app.outbox, "flush", None)
+        if flush is not None:
+            flush()
+
     def _reserve(self) -> list[Delivery]:
+        self._flush_outbox()
         return self.engine.reserve(self.engine.queues(), limit=_BATCH, holder=self._holder)
 
     def _node(self) -> Node:
