@@ -12,7 +12,7 @@ import pytest
 from celeriac import Signature, chain, chord
 from tests.integration.test_workflows import FLOWS, expected_of_nested, flows_of
 from tests.support.engines import every_engine
-from tests.support.workers import Project
+from tests.support.workers import Project, until
 
 pytestmark = pytest.mark.promise(5)
 
@@ -58,8 +58,10 @@ def test_p5_a_process_killed_at_each_operation_leaves_each_step_done_once(projec
             ran = Counter(entry.label for entry in project.journal("step") if entry.label.startswith(f"{run}."))
             assert len(ran) == steps and set(ran.values()) == {1}, (run, ran)
             joins = [parent.id for parent in result._parents() if hasattr(parent, "results")]
-            assert project.broker.joins(joins) == {}, run
-            met += (project.directory / f"met-{run}").exists()
+            killed = (project.directory / f"met-{run}").exists()
+            if project.broker.capabilities.joins or not killed:  # kept apart, one may be left until the results expire
+                until(lambda: not project.app.joins.joins(joins), f"the joins are forgotten ({run})")  # noqa: B023
+            met += killed
         if met == before:
             break
     assert met >= 2 * 3, "a workflow asks more of the engine than that"
