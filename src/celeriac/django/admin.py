@@ -1,4 +1,4 @@
-"""The admin's pages: results, with what to do about them, and schedules, with what they sent and will send. The ledger's times are in the project's time zone, a preview's in the schedule's own."""
+"""The admin's pages: results, with what to do about them, and schedules, with what they sent and will send. Times are in the project's time zone, a preview's in the schedule's own."""
 
 from __future__ import annotations
 
@@ -21,18 +21,15 @@ from .models import ClockedSchedule, CrontabSchedule, GroupResult, IntervalSched
 from .project import ensure_app
 from .schedulers import tell
 
-_COLOURS = {
-    states.SUCCESS: "#2e7d32",
-    states.FAILURE: "#c62828",
-    states.REVOKED: "#6d4c41",
-    states.RETRY: "#b26a00",
-    states.STARTED: "#1565c0",
-}
-"""White on each of them is readable, whatever the page's colours are."""
+
+class _Style:
+    css = {"all": ["celeriac/admin.css"]}
 
 
 class _Kept(admin.ModelAdmin):
     """Rows that workers write: people look at them and delete them."""
+
+    Media = _Style
 
     def has_add_permission(self, request: Any) -> bool:
         return False
@@ -43,7 +40,7 @@ class _Kept(admin.ModelAdmin):
 
 @admin.register(TaskResult)
 class TaskResultAdmin(_Kept):
-    list_display = ("task_name", "state", "arguments", "outcome", "took", "worker", "queue", "retries", "date_done", "task_id")
+    list_display = ("task_name", "state", "date_done", "took", "arguments", "outcome", "worker", "queue", "retries", "task_id")
     list_display_links = ("task_name", "task_id")
     list_filter = ("status", "date_done", "task_name", "queue", "worker", "periodic_task_name")
     search_fields = ("task_id", "task_name", "task_args", "task_kwargs", "result", "traceback", "worker", "group_id", "root_id")
@@ -62,9 +59,7 @@ class TaskResultAdmin(_Kept):
 
     @admin.display(description=_("state"), ordering="status")
     def state(self, row: TaskResult) -> SafeString:
-        colour = _COLOURS.get(row.status, "#546e7a")
-        style = "background:{};color:#fff;padding:2px 8px;border-radius:10px;font-size:11px;white-space:nowrap"
-        return format_html('<span style="' + style + '">{}</span>', colour, row.status)
+        return format_html('<span class="celeriac-state celeriac-{}">{}</span>', row.status, row.status)
 
     @admin.display(description=_("arguments"))
     def arguments(self, row: TaskResult) -> str:
@@ -103,7 +98,16 @@ class TaskResultAdmin(_Kept):
         lines = format_html_join(
             "",
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{} s</td><td>{}</td></tr>",
-            ((one["state"], one["started_at"], one["worker"], f"{one['runtime_seconds']:.3g}", one.get("error", "")) for one in tries),
+            (
+                (
+                    one["state"],
+                    _time(datetime.fromisoformat(one["started_at"])),
+                    one["worker"],
+                    f"{one['runtime_seconds']:.3g}",
+                    one.get("error", ""),
+                )
+                for one in tries
+            ),
         )
         heads = format_html_join(
             "", "<th>{}</th>", ((head,) for head in (_("state"), _("started"), _("worker"), _("run time"), _("error")))
@@ -193,7 +197,7 @@ def _short(text: str, length: int = 80) -> str:
 
 
 def _block(text: str) -> SafeString:
-    return format_html('<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:0">{}</pre>', text)
+    return format_html('<pre class="celeriac-text">{}</pre>', text)
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------------------
@@ -219,6 +223,7 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
     actions = ("enable", "disable", "run_now")
     readonly_fields = ("last_run_at", "total_run_count", "next_times", "history")
     save_as = True
+    Media = _Style
     fieldsets = (
         (None, {"fields": ("name", "task", "enabled", "description")}),
         (
@@ -249,7 +254,7 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
 
     @admin.display(description=_("next times"))
     def next_times(self, row: PeriodicTask) -> SafeString | str:
-        found = self._preview(row, 10) if row.pk else []
+        found = self._preview(row, 10) if row.pk and row.enabled else []
         return _block("\n".join(found)) if found else "-"
 
     @admin.display(description=_("ledger"))
@@ -263,7 +268,16 @@ class PeriodicTaskAdmin(admin.ModelAdmin):
         rows = format_html_join(
             "",
             "<tr><td>{}</td><td>{}</td><td>{} s</td><td>{}</td><td>{}</td></tr>",
-            ((_time(line.planned_at), line.outcome, f"{line.late_seconds:.1f}", line.message_id or "", line.why) for line in lines),
+            (
+                (
+                    _time(datetime.fromtimestamp(line.planned_at, UTC)),
+                    line.outcome,
+                    f"{line.late_seconds:.1f}",
+                    line.message_id or "",
+                    line.why,
+                )
+                for line in lines
+            ),
         )
         heads = format_html_join(
             "", "<th>{}</th>", ((head,) for head in (_("planned"), _("what became of it"), _("late"), _("task id"), _("why")))
@@ -318,5 +332,5 @@ class ScheduleAdmin(admin.ModelAdmin):
         return str(row.schedule.describe())
 
 
-def _time(seconds: float) -> str:
-    return f"{timezone.localtime(datetime.fromtimestamp(seconds, UTC)):%Y-%m-%d %H:%M:%S}"
+def _time(moment: datetime) -> str:
+    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}"

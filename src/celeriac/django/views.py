@@ -18,7 +18,7 @@ from ..core.errors import CeleriacError
 from . import progress
 from .keys import task_of
 
-RETRY_MILLISECONDS = 2000
+RETRY_MILLISECONDS = 1000
 """After which a browser asks again when a stream has ended."""
 LAST = "end"
 """The id of the event after which there is none: a browser that asks again all the same is told to stop."""

@@ -53,12 +53,13 @@ if (!customElements.get("celeriac-progress")) {
 
     show(status) {
       const failed = status.ready && status.state !== "SUCCESS";
-      const [bar, text, percent] = ["progress", "[role=status]", "output"].map((part) => this.querySelector(part));
+      const [bar, text, percent] = ["progress", "[role=status]", "[aria-hidden]"].map((part) => this.querySelector(part));
       this.dataset.state = status.state;
       if (status.percent !== null) bar.value = status.percent;
       else if (failed) bar.value = bar.position < 0 ? 100 : bar.value;
       else bar.removeAttribute("value");
-      if (text.textContent !== status.text) text.textContent = status.text; // screen readers say it each time that it is set
+      text.setAttribute("aria-busy", !status.ready); // so that screen readers say the end, and not each row on the way
+      text.textContent = status.text;
       percent.textContent = status.percent === null ? "" : `${status.percent} %`;
       this.dispatchEvent(new CustomEvent("celeriac:progress", { bubbles: true, detail: status }));
       if (!status.ready) return;
