@@ -345,7 +345,7 @@ class RabbitMQEngine:
         deadline = time.monotonic() + LOCAL_SECONDS
         with self._sender.link(deadline) as link:
             link.declare("delays", "", deadline)
-        self._note_node(node, lease_seconds)
+        self._sender.note("nodes", self._of_node(node, lease_seconds), deadline)
 
     def heartbeat(self, node: str, *, lease_seconds: float) -> bool:
         place = self._place_of(node)
@@ -353,7 +353,7 @@ class RabbitMQEngine:
         if place is None or known is None:
             return False
         place.nodes[node] = (known[0], self._clock.monotonic() + lease_seconds)
-        self._note_node(known[0], lease_seconds)
+        place.note_node(self._of_node(known[0], lease_seconds))
         return True
 
     def unregister(self, node: str) -> None:
@@ -379,9 +379,8 @@ class RabbitMQEngine:
                 self._note_gone(node)
         return ids
 
-    def _note_node(self, node: Node, lease_seconds: float) -> None:
-        note = {"node": msgspec.to_builtins(node), "until": self._clock.time() + lease_seconds}
-        self._sender.note("nodes", note, time.monotonic() + LOCAL_SECONDS)
+    def _of_node(self, node: Node, lease_seconds: float) -> dict[str, Any]:
+        return {"node": msgspec.to_builtins(node), "until": self._clock.time() + lease_seconds}
 
     def _note_gone(self, node: str) -> None:
         self._sender.note("nodes", {"gone": node}, time.monotonic() + LOCAL_SECONDS)
@@ -413,8 +412,7 @@ class RabbitMQEngine:
 
     def nodes(self) -> list[Node]:
         deadline = time.monotonic() + LOCAL_SECONDS
-        with self._sender.link(deadline) as link:
-            notes = link.read_notes("nodes", time.time() - NODES_SECONDS, deadline)
+        notes = self._sender.read_notes("nodes", time.time() - NODES_SECONDS, deadline)
         now = self._clock.time()
         found: dict[str, Node] = {}
         for note in notes:
@@ -459,8 +457,7 @@ class RabbitMQEngine:
     def _notes(self) -> tuple[dict[str, str], list[str]]:
         """Who paused which queue; and the names of all queues that somebody has declared."""
         deadline = time.monotonic() + LOCAL_SECONDS
-        with self._sender.link(deadline) as link:
-            notes = link.read_notes("notes", None, deadline)
+        notes = self._sender.read_notes("notes", None, deadline)
         paused: dict[str, str] = {}
         names: dict[str, None] = dict.fromkeys(self._topology.queues)
         for note in notes:
@@ -514,8 +511,7 @@ class RabbitMQEngine:
 
     def revoked(self) -> list[str]:
         deadline = time.monotonic() + LOCAL_SECONDS
-        with self._sender.link(deadline) as link:
-            notes = link.read_notes("notes", None, deadline)
+        notes = self._sender.read_notes("notes", None, deadline)
         horizon = self._clock.time() - self._revokes_expire_seconds
         return list(dict.fromkeys(id for note in notes if "revoke" in note and note["at"] > horizon for id in note["revoke"]))
 

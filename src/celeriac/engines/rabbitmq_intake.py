@@ -13,8 +13,9 @@ supervisor still holds what it was running; when the supervisor dies, RabbitMQ h
 
 Given back means: published again, with its counts, to the queue `….celeriac.returned`, which is read first, and then acknowledged.
 
-While it serves processes it waits for nothing: what it publishes itself goes over the same connection, and what has to be done when RabbitMQ has confirmed it is
-remembered until then (`_Posted`). When the connection is lost, so is that: the messages are the broker's again.
+While it serves processes it waits for nothing: what it publishes itself goes over a second connection (RabbitMQ reads nothing from one that publishes while it has no
+memory left, and acknowledgements have to arrive), and what has to be done when that is confirmed is remembered until then (`_Posted`). When one of the two is lost, so
+is the other: the messages are the broker's again.
 
 The broker's own count of deliveries (`x-delivery-count`) tells that a message was given to somebody and came back, and not that anybody started it: it grows when a
 connection is lost with it in a buffer, and even when a subscription is cancelled while it is on its way. So it counts as an interruption. From then on the
@@ -58,9 +59,11 @@ PATIENCE_SECONDS = 0.02
 """So long a process that asks is kept waiting for what RabbitMQ may be about to give; it takes "nothing" as a sign that it is idle."""
 CALM_SECONDS = 10.0
 """After so long without it, the shortest time holds again."""
-LOCAL_SECONDS = 20.0
+LOCAL_SECONDS = 8.0
 """How long a call waits for RabbitMQ, unless it says otherwise."""
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+"""How long a process waits for its supervisor, which waits for RabbitMQ."""
 RETURN_SECONDS = 3.0
 """So long after a new connection is made, what the last one held may come back to us."""
 REMEMBERED = 10_000
@@ -223,6 +226,7 @@ class _Posted(msgspec.Struct, eq=False):
     waiting: int
     tags: Sequence[int]
     """To be acknowledged then."""
+    at: float
     refused: list[Publication] = []
 
 
@@ -237,6 +241,8 @@ class _Client:
         """Queues, limit, refused ids, and until when it is kept waiting."""
         self.promised: tuple[list[str], list[Held]] | None = None
         """Refused ids, and what it gets as soon as that is in custody."""
+        self.deferred: list[Any] | None = None
+        """What it has asked, and can be told only when RabbitMQ is there again."""
         self.holder: Holder | None = None
 
 
@@ -265,6 +271,8 @@ class Intake:
         self.revokes_expire_seconds = revokes_expire_seconds
         self.lock = threading.RLock()
         self.connection: wire.Connection | None = None
+        self.outlet: wire.Connection | None = None
+        """Over which we publish; made when it is needed first."""
         self.nodes: dict[str, tuple[Node, float]] = {}
         self.held: dict[str, Held] = {}
         self.buffer: dict[str, list[Held]] = {}
@@ -277,6 +285,8 @@ class Intake:
         self._numbers = 0
         self._marks: set[str] = set()
         self._declared: set[tuple[str, str]] = set()
+        self._queues: set[str] = set()
+        """Of which we have been given messages."""
         self._follows = False
         self._waiting: dict[str, int] = {}
         """How many callers in this process wait for each queue."""
@@ -570,19 +580,32 @@ class Intake:
         """Publishes, and acknowledges these deliveries when RabbitMQ has confirmed. Does not wait for it; what is not taken is sent again."""
         if not publications:
             return
-        connection = self.connected(time.monotonic() + LOCAL_SECONDS)
+        outlet = self._outlet()
         self._declare([need for publication in publications for need in publication.needs])
-        posted = _Posted(publications, self._posted + 1, len(publications), tags)
+        posted = _Posted(publications, self._posted + 1, len(publications), tags, time.monotonic())
         self._posted += len(publications)
         self._outbox.update(dict.fromkeys(range(posted.first, self._posted + 1), posted))
         data = [
             wire.publication(
-                4, wire.shortstr(one.exchange), wire.shortstr(one.key), one.properties, one.body,
-                mandatory=True, largest=connection.largest_frame,
+                1, wire.shortstr(one.exchange), wire.shortstr(one.key), one.properties, one.body,
+                mandatory=True, largest=outlet.largest_frame,
             )
             for one in publications
         ]  # fmt: skip
-        connection.send(b"".join(data), time.monotonic() + LOCAL_SECONDS)
+        outlet.send(b"".join(data), time.monotonic() + LOCAL_SECONDS)
+
+    def _outlet(self) -> wire.Connection:
+        deadline = time.monotonic() + LOCAL_SECONDS
+        connection = self.connected(deadline)
+        if self.outlet is None:
+            deadline = time.monotonic() + CONNECT_SECONDS
+            fresh = wire.Connection(
+                connection.address, deadline, heartbeat_seconds=self.heartbeat_seconds, tls=self.tls, name="celeriac worker, publishing"
+            )
+            fresh.open_channel(1, deadline)
+            fresh.ask(1, wire.frame(1, wire.CONFIRM_SELECT, b"\x00"), wire.CONFIRM_SELECT_OK, deadline)
+            self.outlet = fresh
+        return self.outlet
 
     def _declare(self, needs: Iterable[tuple[str, str]]) -> None:
         missing = dict.fromkeys(need for need in needs if need not in self._declared)
@@ -617,30 +640,61 @@ class Intake:
             else:
                 self._acknowledge(posted.tags)
 
+    def _check_outlet(self, now: float) -> None:
+        """A server that confirms nothing for so long, and does not say that it cannot, is not there."""
+        oldest = next(iter(self._outbox.values()), None)
+        if oldest is not None and now - oldest.at > LOCAL_SECONDS and self.outlet is not None and not self.outlet.blocked:
+            self._disconnect()
+            raise EngineUnavailable("RabbitMQ did not confirm in time.")
+
     def _post_again(self, now: float) -> None:
         due = [posted for at, posted in self._refused if at <= now]
         self._refused = [(at, posted) for at, posted in self._refused if at > now]
         for posted in due:
             self._post(posted.refused, posted.tags)
 
-    def note(self, stream: str, note: dict[str, Any]) -> None:
-        """Appends to a stream that exists. Does not wait for the confirmation."""
+    def note_node(self, note: dict[str, Any]) -> None:
+        """Says that a node lives. Does not wait for the confirmation."""
         with self.lock:
-            self._post([noted(self.topology, stream, note)])
+            self._post([noted(self.topology, "nodes", note)])
+
+    def _remembered(self) -> bool:
+        """The server knows the queues from which it has given to us before."""
+        deadline = time.monotonic() + LOCAL_SECONDS
+        try:
+            with self.sender.link(deadline) as link:
+                for queue in self._queues:
+                    link.risk(wire.declare_queue(2, self.topology.returned(queue), passive=True), wire.QUEUE_DECLARE_OK, deadline)
+        except wire.Refused as refused:
+            return refused.code != wire.NOT_FOUND
+        return True
+
+    def _forget_all(self) -> None:
+        """The server has lost its memory, and with it all that we held. Whoever asks for our nodes hears that they are not registered."""
+        self._queues.clear()
+        for node in list(self.nodes):
+            del self.nodes[node]
+            listener = self._listeners.pop(node, None)
+            if listener is not None:
+                _unlisten(listener)
+        self.held.clear()
+        self._lost_until = 0.0
 
     def _await(self, done: Callable[[], bool], deadline: float) -> None:
         """Reads until it is so. For those who may wait: what serves processes may not."""
         connection = self.connected(deadline)
         while not self._has_come(done):
-            try:
-                if connection is not self.connection:
-                    raise EngineUnavailable("The connection to RabbitMQ was lost meanwhile.")
-                pause = min(deadline, time.monotonic() + REPEAT_SECONDS) if self._refused else deadline
-                if not connection.read(pause) and time.monotonic() >= deadline:
-                    raise EngineUnavailable(f"RabbitMQ at {connection.address} did not answer in time.")
-            except EngineUnavailable:
+            if time.monotonic() >= deadline:
                 self._disconnect()
-                raise
+                raise EngineUnavailable(f"RabbitMQ at {connection.address} did not answer in time.")
+            pause = REPEAT_SECONDS if self._refused else deadline - time.monotonic()
+            readable(self._descriptors(), pause)
+            self._pump()
+            if connection is not self.connection:
+                raise EngineUnavailable("The connection to RabbitMQ was lost meanwhile.")
+
+    def _descriptors(self) -> list[int]:
+        return [one.fileno() for one in (self.connection, self.outlet) if one is not None]
 
     def _has_come(self, done: Callable[[], bool]) -> bool:
         self._digest()
@@ -651,7 +705,7 @@ class Intake:
 
     def connected(self, deadline: float) -> wire.Connection:
         connection = self.connection
-        if connection is not None and not connection.closed:
+        if connection is not None and not connection.closed and not (self.outlet is not None and self.outlet.closed):
             return connection
         if connection is not None:
             self._disconnect()
@@ -661,9 +715,8 @@ class Intake:
             share = time.monotonic() + min(deadline - time.monotonic(), CONNECT_SECONDS) / (len(self.addresses) - position)
             try:
                 fresh = wire.Connection(address, share, heartbeat_seconds=self.heartbeat_seconds, tls=self.tls, name="celeriac worker")
-                for channel in (1, 2, 3, 4):
+                for channel in (1, 2, 3):
                     fresh.open_channel(channel, share)
-                fresh.ask(4, wire.frame(4, wire.CONFIRM_SELECT, b"\x00"), wire.CONFIRM_SELECT_OK, share)
                 self.sender.breaker.answered()
                 self.connection = fresh
                 self._after_connecting()
@@ -677,6 +730,8 @@ class Intake:
 
     def _after_connecting(self) -> None:
         """What was being listened to is listened to again."""
+        if not self._remembered():
+            self._forget_all()
         if self._lost_until:
             self._lost_until = time.monotonic() + RETURN_SECONDS
         if self._follows:
@@ -691,9 +746,10 @@ class Intake:
 
     def _disconnect(self) -> None:
         """All that was given to the connection is the broker's again."""
-        if self.connection is not None:
-            self.connection.drop("")
-        self.connection = None
+        for one in (self.connection, self.outlet):
+            if one is not None:
+                one.drop("")
+        self.connection = self.outlet = None
         self._consumers.clear()
         self._open.clear()
         self.buffer.clear()
@@ -702,12 +758,14 @@ class Intake:
         self._outbox.clear()
         self._refused.clear()
         self._posted = 0
+        self._declared.clear()
         self._copies.clear()
         for client in self._clients.values():
             if client.promised is not None:  # not its yet, and the original is with the broker
                 for held in client.promised[1]:
                     if self.held.pop(held.id, None) is not None:
                         self._void[held.id] = held.token
+                client.promised = None
         for held in self.held.values():
             held.lost = True
             held.tag = None
@@ -726,9 +784,10 @@ class Intake:
                 with suppress(EngineUnavailable):
                     # Copies of what is done must not stay in custody: they would come back as if their holder had died.
                     self._await(lambda: not (self._outbox or self._refused or self._copies), time.monotonic() + 2.0)
-            if self.connection is not None:
-                self.connection.close()
-                self._disconnect()
+            for one in (self.connection, self.outlet):
+                if one is not None:
+                    one.close()
+            self._disconnect()
             self.held.clear()
             self._lost_until = 0.0
             self.letters.clear()
@@ -736,8 +795,9 @@ class Intake:
 
     def forget(self) -> None:
         """In a child of the process that opened this: closes our copies, without a word to the server."""
-        if self.connection is not None:
-            self.connection.drop("")
+        for one in (self.connection, self.outlet):
+            if one is not None:
+                one.drop("")
         for listener in self._listeners.values():
             listener.close()
         for client in self._clients.values():
@@ -755,6 +815,7 @@ class Intake:
                 continue
             deadline = time.monotonic() + LOCAL_SECONDS
             self._declare([("queue", queue), ("returned", queue)])
+            self._queues.add(queue)
             self._numbers += 1
             fresh = _Consumer(f"c{self._numbers}", queue, kind, prefetch)
             self._consumers[fresh.tag] = self._open[queue, kind] = fresh
@@ -788,9 +849,11 @@ class Intake:
         """Reads what has come, without waiting."""
         connection = self.connected(time.monotonic() + LOCAL_SECONDS)
         try:
-            while connection.read(0.0):
-                pass
-            connection.heartbeat()
+            for one in (connection, self.outlet):
+                if one is not None:
+                    while one.read(0.0):
+                        pass
+                    one.heartbeat()
             self._digest()
         except EngineUnavailable:
             self._disconnect()
@@ -807,8 +870,6 @@ class Intake:
             method = one.method
             if method == wire.BASIC_DELIVER:
                 self._delivered(one)
-            elif one.channel == 4 and method in _ABOUT_PUBLICATIONS:
-                self._answered(one)
             elif method == wire.BASIC_CONSUME_OK:
                 begun = self._consumers.get(wire.read_short(one.arguments, 0)[0])
                 if begun is not None:
@@ -829,8 +890,18 @@ class Intake:
             elif method not in _NOTHING_TO_SAY:
                 later.append(one)
         arrived.extend(later)
+        self._hear_confirmations()
         if self._not_due:
             self._put_off()
+
+    def _hear_confirmations(self) -> None:
+        while self.outlet is not None and self.outlet.arrived:
+            one = self.outlet.arrived.popleft()
+            if one.method in _ABOUT_PUBLICATIONS:
+                self._answered(one)
+            elif one.method == wire.CHANNEL_CLOSE:
+                self._disconnect()
+                raise EngineUnavailable(f"RabbitMQ closed a channel: {wire.read_short(one.arguments, 2)[0]}")
 
     def _delivered(self, one: wire.Arrived) -> None:
         name, tag, redelivered, _, _ = wire.delivered(one)
@@ -902,6 +973,7 @@ class Intake:
     def _follow(self) -> None:
         """All notes are read, from the first on; and what is noted from now on."""
         self._follows = True
+        self._declare([("stream", "notes")])
         consumer = _Consumer("notes", "", "notes")
         self._consumers[consumer.tag] = consumer
         begin = wire.prefetch(2, 1000) + wire.consume(2, self.topology.own("notes"), consumer.tag, {"x-stream-offset": "first"})
@@ -950,18 +1022,13 @@ class Intake:
                     self.sync(time.monotonic() + LOCAL_SECONDS)
         while True:
             with self.lock:
-                try:
-                    connection = self.connected(time.monotonic() + LOCAL_SECONDS)
-                    self._pump()
-                    self._tick()
-                except EngineUnavailable as problem:
-                    self._say_away(problem)
-                    raise
+                self._pump()
+                self._tick()
                 box = self.letters.get(address)
                 if box and (len(box) >= expected or time.monotonic() > deadline):
                     self.letters[address] = deque()
                     return list(box)
-                descriptors = [connection.fileno(), *(one.fileno() for one in self._listeners.values()), *self._clients]
+                descriptors = [*self._descriptors(), *(one.fileno() for one in self._listeners.values()), *self._clients]
                 pause = self._pause_seconds()
             left = deadline - time.monotonic()
             if left <= 0:
@@ -1021,20 +1088,16 @@ class Intake:
                 break
             request = _unpack(bytes(memoryview(buffer)[4 : 4 + size]))
             del buffer[: 4 + size]
-            try:
-                self._answer(client, self._act(client, *request))
-            except NodeLost:
-                self._answer(client, ("lost", (), ()))
-            except EngineUnavailable as problem:
-                self._answer(client, ("away", (str(problem),), ()))
+            self._reply(client, request)
 
-    def _say_away(self, problem: EngineUnavailable) -> None:
-        """Those who wait for RabbitMQ need not wait for its return."""
-        self._serve(readable([*(one.fileno() for one in self._listeners.values()), *self._clients], 0.0))
-        for client in list(self._clients.values()):
-            if client.asks is not None or client.promised is not None:
-                client.asks = client.promised = None
-                self._answer(client, ("away", (str(problem),), ()))
+    def _reply(self, client: _Client, request: list[Any]) -> None:
+        client.deferred = None
+        try:
+            self._answer(client, self._act(client, *request))
+        except NodeLost:
+            self._answer(client, ("lost", (), ()))
+        except EngineUnavailable:
+            client.deferred = request
 
     def _drop_client(self, client: _Client) -> None:
         self._clients.pop(client.link.fileno(), None)
@@ -1065,10 +1128,9 @@ class Intake:
                 refused = self.acknowledge(leases)
                 if limit <= 0:
                     return ("ok", refused, ())
-                taken = self._stream(holder, queues, limit)
-                if taken:
-                    return self._handed(client, refused, taken)
                 client.asks = queues, limit, refused, time.monotonic() + PATIENCE_SECONDS
+                with suppress(EngineUnavailable):  # it is answered when the connection is there again
+                    return self._handed(client, refused, self._stream(holder, queues, limit))
                 return None
             case "settle":
                 return ("ok", self.acknowledge(arguments[0]), ())
@@ -1113,21 +1175,26 @@ class Intake:
 
     def _answer_those_who_ask(self, now: float) -> None:
         for client in list(self._clients.values()):
-            if client.asks is None or client.holder is None:
+            if client.asks is None or client.holder is None or client.promised is not None:
                 continue
             queues, limit, refused, until = client.asks
             taken = self._take([queue for queue in queues if queue not in self.paused], limit, client.holder)
-            if taken or now >= until:
-                client.asks = None
+            if taken:
                 self._answer(client, self._handed(client, refused, taken))
+            elif now >= until:
+                client.asks = None
+                self._answer(client, ("ok", refused, ()))
 
     def _handed(self, client: _Client, refused: list[str], taken: list[Held]) -> _Answer | None:
-        """The answer of who gets these; None: it gets it later."""
-        if taken and taken[0].doubtful:
+        """The answer of who gets these; None: it gets one later."""
+        if not taken:
+            return None
+        if taken[0].doubtful:
             with suppress(EngineUnavailable):  # then its crash will not be counted
                 self._copy_into_custody(taken)
                 client.promised = refused, taken
                 return None
+        client.asks = None
         return ("ok", refused, taken)
 
     def _wake(self, queue: str) -> None:
@@ -1145,6 +1212,10 @@ class Intake:
     def _tick(self) -> None:
         """What the passing of time asks for."""
         now = time.monotonic()
+        for client in list(self._clients.values()):
+            if client.deferred is not None:
+                self._reply(client, client.deferred)
+        self._check_outlet(now)
         self._post_again(now)
         self._answer_those_who_ask(now)
         if self._surplus(now):
@@ -1239,7 +1310,7 @@ class Intake:
         for client in list(self._clients.values()):
             if client.promised is not None and held in client.promised[1]:
                 refused, taken = client.promised
-                client.promised = None
+                client.promised = client.asks = None
                 self._answer(client, ("ok", refused, taken))
 
 
@@ -1273,8 +1344,10 @@ class Desk:
             return bool(answer[0] == "woken")
         self._send(["unwait"])
         woken = False
-        while (answer := self._receive(LOCAL_SECONDS)) is not None and answer[0] != "unwaited":
+        while (answer := self._receive(ANSWER_SECONDS)) is not None and answer[0] != "unwaited":
             woken = woken or answer[0] == "woken"
+        if answer is None:
+            raise EngineUnavailable("The supervisor of this process does not answer.")
         return woken
 
     def close(self) -> None:
@@ -1282,7 +1355,7 @@ class Desk:
 
     def _ask(self, request: Any) -> _Answer:
         self._send(request)
-        answer = self._receive(2 * LOCAL_SECONDS)
+        answer = self._receive(ANSWER_SECONDS)
         if answer is None:
             raise EngineUnavailable("The supervisor of this process does not answer.")
         if answer[0] == "lost":

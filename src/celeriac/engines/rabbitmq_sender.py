@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -31,6 +31,7 @@ MANY_DELIVERIES = 1_000_000_000
 _NOTES_BYTES = 50_000_000
 
 _encode = msgspec.json.Encoder().encode
+T = TypeVar("T")
 
 
 class Publication(NamedTuple):
@@ -441,16 +442,23 @@ class Sender:
 
     def note(self, stream: str, note: dict[str, Any], deadline: float) -> None:
         """Appends to a stream. It may come twice; notes are such that this does not matter."""
+        self._patiently(lambda link: link.note(stream, note, deadline), deadline)
+
+    def read_notes(self, stream: str, since: float | None, deadline: float) -> list[dict[str, Any]]:
+        return self._patiently(lambda link: link.read_notes(stream, since, deadline), deadline)
+
+    def _patiently(self, action: Callable[[Link], T], deadline: float) -> T:
+        """For what may be done twice: again, when the connection was lost, and until a stream that is just being made is there."""
         tries = 0
         while True:
             try:
-                self.publish([noted(self.topology, stream, note)], deadline)
-                return
+                with self.link(deadline) as link:
+                    return action(link)
             except EngineUnavailable as problem:
-                made = is_being_made(problem)
-                if made:
+                if is_being_made(problem):
                     self.breaker.answered()  # it lives
-                tries += not made
+                else:
+                    tries += 1
                 if tries == 3 or time.monotonic() + 0.1 > deadline:
                     raise
                 time.sleep(0.02)

@@ -302,6 +302,13 @@ def gotten(arrived: Arrived) -> tuple[int, bool, str, str]:
     return _longlong.unpack_from(raw, 0)[0], bool(raw[8]), exchange, key
 
 
+def returned(arrived: Arrived) -> str:
+    """Of a BASIC_RETURN: the routing key."""
+    _, at = read_short(arrived.arguments, 2)
+    _, at = read_short(arrived.arguments, at)
+    return read_short(arrived.arguments, at)[0]
+
+
 def counted(arrived: Arrived) -> tuple[str, int]:
     """Of a QUEUE_DECLARE_OK: the queue's name, and how many messages are ready in it."""
     name, at = read_short(arrived.arguments, 0)
