@@ -5,7 +5,7 @@ BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench chaos clean
+.PHONY: help setup demo test check bench django chaos clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ check: $(READY) ## style, types and the direction of imports
 
 bench: $(READY) ## speed, beside its peers, on every engine (some minutes)
 	@scripts/bench
+
+django: $(READY) ## the tests with a Django project, on Django 6 (needs Python 3.12)
+	@scripts/servers
+	@scripts/test-django6
 
 chaos: $(READY) ## the long fault runs
 	@scripts/chaos

@@ -141,3 +141,122 @@ for attempt in (
         found.append(type(error).__name__)
 print(json.dumps(found))"""
     ) in (["InvalidTask", "InvalidTask", "TypeError"], ["InvalidTaskError", "InvalidTaskError", "TypeError"])
+
+
+OF_DJANGO = '''
+"""What is telling for us in Django's own tests of its backends (tests/tasks in Django 6), with a worker in the test's process."""
+
+from django.test import SimpleTestCase
+try:
+    from django.tasks import TaskResultStatus, default_task_backend
+    from django.tasks.exceptions import TaskResultDoesNotExist, TaskResultMismatch
+    LOG = "django.tasks"
+except ImportError:
+    from django_tasks import TaskResultStatus, default_task_backend
+    from django_tasks.exceptions import TaskResultDoesNotExist, TaskResultMismatch
+    LOG = "django_tasks"
+
+from celeriac import current_app as app
+from celeriac.worker.inline import InlineWorker
+from books.jobs import add, count, exits, fail, nothing, odd, twice, who
+
+READY, SUCCESSFUL, FAILED = TaskResultStatus.READY, getattr(TaskResultStatus, "SUCCESSFUL", None), TaskResultStatus.FAILED
+
+
+class Backend(SimpleTestCase):
+    def setUp(self):
+        self.worker = InlineWorker(app)
+        self.worker.__enter__()
+        self.addCleanup(self.worker.__exit__)
+
+    def run_one(self, task, *args, **kwargs):
+        result = task.enqueue(*args, **kwargs)
+        self.assertEqual(result.status, READY)
+        self.worker.run_all()
+        result.refresh()
+        return result
+
+    def test_waiting(self):
+        result = nothing.enqueue(1, two=3)
+        self.assertIs(result.is_finished, False)
+        self.assertEqual([result.started_at, result.last_attempted_at, result.finished_at], [None] * 3)
+        with self.assertRaisesMessage(ValueError, "Task has not finished yet"):
+            result.return_value
+        self.assertEqual((result.task, result.args, result.kwargs, result.attempts, result.errors), (nothing, [1], {"two": 3}, 0, []))
+        self.assertEqual(default_task_backend.get_result(result.id), result)
+        before = repr(result)
+        result.refresh()
+        self.assertEqual(repr(result), before)
+
+    def test_done(self):
+        result = self.run_one(nothing, 1, two=3)
+        self.assertEqual(result.status, SUCCESSFUL)
+        self.assertIs(result.is_finished, True)
+        self.assertTrue(result.enqueued_at <= result.started_at <= result.last_attempted_at <= result.finished_at)
+        self.assertEqual((result.task, result.args, result.kwargs, result.attempts), (nothing, [1], {"two": 3}, 1))
+        self.assertIsNone(result.return_value)
+
+    async def test_async(self):
+        result = await add.aenqueue(2, 3)
+        self.assertEqual(await add.aget_result(result.id), result)
+        with self.assertRaises(TaskResultMismatch):
+            await nothing.aget_result(result.id)
+        with self.assertRaises(TaskResultDoesNotExist):
+            await default_task_backend.aget_result("123")
+        await result.arefresh()
+        self.assertEqual(result.status, READY)
+
+    def test_failures(self):
+        for task, kind, message in ((fail, ValueError, "on purpose"), (exits, SystemExit, "by exit"), (twice, ValueError, "ValueError(ValueError(")):
+            with self.subTest(task), self.assertLogs(LOG, level="ERROR") as logs:
+                result = self.run_one(task)
+            self.assertEqual(len(logs.output), 1)
+            self.assertEqual(result.status, FAILED)
+            with self.assertRaisesMessage(ValueError, "Task failed"):
+                result.return_value
+            self.assertEqual(result.errors[0].exception_class, kind)
+            self.assertIn(message, result.errors[0].traceback)
+        result = self.run_one(odd)
+        self.assertEqual((result.status, result.errors[0].exception_class), (FAILED, TypeError))
+
+    def test_logs(self):
+        with self.assertLogs(LOG, level="DEBUG") as logs:
+            result = self.run_one(nothing)
+        self.assertEqual(len(logs.output), 3)
+        for line, word in zip(logs.output, ("enqueued", "state=RUNNING", "state=SUCCESSFUL")):
+            self.assertIn(word, line)
+            self.assertIn(result.id, line)
+            self.assertNotIn("None", line)
+
+    def test_context(self):
+        result = self.run_one(who)
+        self.assertEqual(result.return_value, [result.id, 1])
+'''
+JOBS = """
+
+@task
+def nothing(*args, **kwargs): ...
+
+
+@task
+def exits():
+    raise SystemExit("by exit")
+
+
+@task
+def twice():
+    raise ValueError(ValueError("This failed"))
+
+
+@task(takes_context=True)
+def who(context):
+    return [context.task_result.id, context.attempt]
+"""
+
+
+def test_what_django_asks_of_its_own_backends(site: DjangoProject) -> None:
+    with (site.directory / "books" / "jobs.py").open("a") as file:
+        file.write(JOBS)
+    (site.directory / "books" / "tests.py").write_text(OF_DJANGO)
+    said = site.run("test", "books")
+    assert "Ran 6 tests" in said and "OK" in said
