@@ -271,7 +271,7 @@ class RabbitMQEngine:
             again = key in self._begun or key[1] > 1
             mine = held.get(one.id)
             if mine is not None and one.lease is not None:
-                publications += self._what_becomes(one, mine, now)
+                publications += self._what_becomes(one, mine, now, again=key in self._begun)
             publications += [self._publication(message, now, again=again) for message in one.follow_ups]
         if not publications:
             return
@@ -287,13 +287,13 @@ class RabbitMQEngine:
                 self._begun.pop(key, None)
                 self._followed_up.pop(key, None)
 
-    def _what_becomes(self, one: Settlement, held: Held, now: float) -> list[Publication]:
+    def _what_becomes(self, one: Settlement, held: Held, now: float, *, again: bool) -> list[Publication]:
         match one.verdict:
             case Verdict.RETRY:
                 if one.message is None:
                     held = msgspec.structs.replace(held, crashes=0, interruptions=0)
                     return [readdressed(held, self._topology)]
-                return [self._publication(one.message, now, counts=[0, 0, held.token])]
+                return [self._publication(one.message, now, counts=[0, 0, held.token], again=again)]
             case Verdict.RELEASED | Verdict.CRASHED:
                 crashed = one.verdict is Verdict.CRASHED
                 if one.message is not None:
@@ -301,7 +301,7 @@ class RabbitMQEngine:
                     held = msgspec.structs.replace(held, properties=fresh.properties, body=fresh.body)
                 counts = [held.crashes + crashed, held.interruptions + (not crashed), held.token]
                 delay = 0.0 if crashed else one.delay_seconds
-                properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since})
+                properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since, "celeriac-again": None})
                 return [
                     addressed(self._topology, "returned", held.queue, self._topology.returned(held.queue), properties, held.body, delay)
                 ]

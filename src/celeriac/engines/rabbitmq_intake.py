@@ -146,7 +146,7 @@ def read_slip(properties: bytes, body: bytes, queue: str, tag: int, redelivered:
         interruptions=counts[1] + lost,
         token=counts[2] + lost,
         since=float(since),
-        again=bool(headers.get("celeriac-again")) and not lost and not counts[2],
+        again=bool(headers.get("celeriac-again")) and not lost,
         tag=tag,
         base=counts[2],
         copy=len(counts) > 3,
@@ -168,7 +168,8 @@ def readdressed(
 ) -> Publication:
     """The message as it was, with these counts, to the queue of what was given back; after so many seconds."""
     counts = [held.crashes if crashes is None else crashes, held.interruptions if interruptions is None else interruptions, held.token]
-    properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since})
+    begun = {"celeriac-again": None} if held.holder is not None else {}
+    properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since, **begun})
     return addressed(topology, "returned", held.queue, topology.returned(held.queue), properties, held.body, seconds)
 
 
@@ -183,13 +184,14 @@ def addressed(topology: Topology, kind: str, name: str, queue: str, properties: 
 
 
 def relabelled(properties: bytes, more: dict[str, Any]) -> bytes:
-    """The same properties with these headers; without what the broker has added on the way."""
+    """The same properties with these headers (without those that are None); without what the broker has added on the way."""
     try:
         headers, others = wire.read_properties(properties)
     except (ValueError, IndexError, struct.error):
         headers, others = {"celeriac-raw": properties}, {}
     headers = {name: value for name, value in headers.items() if not name.startswith("x-")}
     headers.update(more)
+    headers = {name: value for name, value in headers.items() if name not in more or value is not None}
     return wire.properties(
         headers,
         content_type=others.get("content_type", "application/json"),
@@ -285,6 +287,8 @@ class Intake:
         self._numbers = 0
         self._marks: set[str] = set()
         self._declared: set[tuple[str, str]] = set()
+        self._windows: dict[str, int] = {}
+        """How much of each queue the lost connection could be given."""
         self._queues: set[str] = set()
         """Of which we have been given messages."""
         self._follows = False
@@ -517,6 +521,7 @@ class Intake:
                 del self.held[id]  # also when it is lost: should it come to us after all, it has to be run anew
                 if held.lost:
                     refused.append(id)
+                    self._admit_successor(id)
                     continue
                 self._done[id] = token, held.since
                 if held.tag is not None:
@@ -564,7 +569,8 @@ class Intake:
         self._post(publications, [held.tag for held in messages if held.tag is not None])
         for held in messages:
             self.held.pop(held.id, None)
-            self._done[held.id] = held.token, held.since
+            if held.id in self._copies:
+                self._void[held.id] = held.token
             self._admit_successor(held.id)
 
     def _give_back_buffer(self, queues: Iterable[str] | None = None) -> None:
@@ -740,7 +746,10 @@ class Intake:
             self._open_custody()
         for address in self.letters:
             self._listen_to(address)
-        self._steer()
+        # As much as the last one had been given: what is held is among it, and those who hold it ask for nothing new before they have settled it.
+        windows, self._windows = self._windows, {}
+        for queue, prefetch in windows.items():
+            self._consume(queue, prefetch)
 
     _unacknowledged_notes = 0
 
@@ -750,6 +759,8 @@ class Intake:
             if one is not None:
                 one.drop("")
         self.connection = self.outlet = None
+        if self._demand:
+            self._windows.update({queue: consumer.prefetch for (queue, kind), consumer in self._open.items() if kind == "queue"})
         self._consumers.clear()
         self._open.clear()
         self.buffer.clear()
@@ -925,8 +936,8 @@ class Intake:
                     known.tag, known.lost = tag, False
                 else:
                     self._acknowledge([tag])
-            elif held.doubtful and held.base < self._done.get(held.id, _NEVER)[0] and held.since == self._done[held.id][1]:
-                self._acknowledge([tag])  # once more: the last connection has not said so in time
+            elif self._is_done(held):
+                self._acknowledge([tag])
             elif wait > 0.0:
                 self._not_due.append((held, wait))
             else:
@@ -945,6 +956,11 @@ class Intake:
             if self._unacknowledged_notes >= 200 and self.connection is not None:
                 self._unacknowledged_notes = 0
                 self.connection.send(wire.acknowledgement(2, tag, multiple=True), time.monotonic() + LOCAL_SECONDS)
+
+    def _is_done(self, held: Held) -> bool:
+        """It was settled here: it comes once more because a lost connection has swallowed the acknowledgement, or because its publication was repeated."""
+        token, since = self._done.get(held.id, _NEVER)
+        return held.base < token and ((held.doubtful and held.since == since) or (held.again and held.base > 0))
 
     def _put_off(self) -> None:
         """Not due: it waits in the broker."""
@@ -1129,9 +1145,7 @@ class Intake:
                 if limit <= 0:
                     return ("ok", refused, ())
                 client.asks = queues, limit, refused, time.monotonic() + PATIENCE_SECONDS
-                with suppress(EngineUnavailable):  # it is answered when the connection is there again
-                    return self._handed(client, refused, self._stream(holder, queues, limit))
-                return None
+                return self._handed(client, refused, self._stream(holder, queues, limit))
             case "settle":
                 return ("ok", self.acknowledge(arguments[0]), ())
             case "stale":
@@ -1159,7 +1173,8 @@ class Intake:
         self._demand[holder] = (limit, queues)
         free = [queue for queue in queues if queue not in self.paused] if self.paused else queues
         taken = self._take(free, limit, holder)
-        self._steer()
+        with suppress(EngineUnavailable):  # the next connection begins with it
+            self._steer()
         return taken
 
     def _steer(self) -> None:
@@ -1263,7 +1278,8 @@ class Intake:
         for held in messages:
             held.taken_at = time.monotonic()
             counts = [held.crashes + 1, held.interruptions, held.token, 1]
-            properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since, "id": held.id})
+            mark = {"celeriac-counts": counts, "celeriac-since": held.since, "celeriac-again": None, "id": held.id}
+            properties = relabelled(held.properties, mark)
             back = self.topology.returned(held.queue)
             publications.append(Publication(self._custody, back, properties, held.body, (("returned", held.queue),)))
         self._post(publications)
