@@ -45,10 +45,9 @@ class Trouble(Exception):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description="A Django shop with background work, checked at the end.")
-    parser.add_argument("--broker", default="", help="redis://…, postgresql://…, amqp://… (default: a SQLite file)")
+    parser.add_argument("--broker", default="", help="redis://…, postgresql://…, amqp://… (default: the project's own database, SQLite)")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="where its files go (default: demo-output)")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop by a supervisor cleans up as Ctrl-C does
     try:
         shop = Shop(make_folder(options.output.resolve()), options.broker)
         try:
@@ -58,7 +57,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nStopped; all that was started has been stopped too.", file=sys.stderr)
         return 130
-    except Trouble as trouble:
+    except (Trouble, AssertionError, OSError) as trouble:
         print(f"\ndemo: {trouble}", file=sys.stderr)
         return 1
 
@@ -109,15 +108,19 @@ class Shop:
 
     def __init__(self, data: Path, broker: str) -> None:
         self.data, self.broker = data, broker
-        self.broker_shown = re.sub(r"//.*@", "//…@", broker) or "a SQLite file"
+        self.broker_shown = re.sub(r"//.*@", "//…@", broker) or "the project's own database"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.namespace = f"shop-demo-{secrets.token_hex(4)}"
+        self.starting = self.interrupted = False
+        for signum in (signal.SIGINT, signal.SIGTERM):  # a stop by a supervisor cleans up as Ctrl-C does
+            signal.signal(signum, self._interrupt)
         os.environ.update(SHOP_DATA=str(data), DJANGO_SETTINGS_MODULE="config.settings", PYTHONUNBUFFERED="1", **self._broker_settings())
 
     def _broker_settings(self) -> dict[str, str]:
-        for name in [name for name in os.environ if name.startswith(("CELERY_", "SHOP_", "POSTGRES_"))]:
+        for name in [name for name in os.environ if name.startswith(("CELERY_", "SHOP_"))]:
             del os.environ[name]
-        options = {
+        options: dict[str, dict[str, str]] = {
+            "sqlite": {},
             "redis": {"key_prefix": f"{self.namespace}:"},
             "postgresql": {"schema": self.namespace.replace("-", "_")},
             "amqp": {"name_prefix": f"{self.namespace}."},
@@ -126,11 +129,19 @@ class Shop:
             return {}
         scheme = urlsplit(self.broker).scheme
         if scheme not in options:
-            raise Trouble(f"The demo runs on redis://, postgresql:// and amqp://, not on {scheme}://. Without BROKER it runs on SQLite.")
+            raise Trouble(
+                f"The demo runs on redis://, postgresql://, amqp:// and sqlite://, not on {scheme}://. Without BROKER it needs none."
+            )
         settings = {"CELERY_BROKER_URL": self.broker, "CELERY_BROKER_TRANSPORT_OPTIONS": json.dumps(options[scheme])}
         if scheme == "amqp":  # it keeps no results and no schedules
             settings["CELERY_RESULT_BACKEND"] = f"sqlite:///{self.data / 'results.db'}"
         return settings
+
+    def _interrupt(self, *_: Any) -> None:
+        """Not between the birth of a process and the line that remembers it: nobody would end it."""
+        self.interrupted = True
+        if not self.starting:
+            raise KeyboardInterrupt
 
     def set_up(self) -> None:
         import django
@@ -145,9 +156,17 @@ class Shop:
             call_command("createsuperuser", interactive=False, username="root", email="root@shop.example", verbosity=0)
         except Exception as problem:
             raise Trouble(f"The database could not be made: {problem}") from problem
+        from celeriac import current_app as app
+        from celeriac.exceptions import CeleriacError
+
+        try:
+            app.broker.depth(["fast", "slow"])
+        except CeleriacError as problem:
+            raise Trouble(str(problem)) from problem
 
     def start_server(self) -> None:
         command = ["-m", "uvicorn", "config.asgi:application", "--host", "127.0.0.1", "--port", "0", "--lifespan", "off"]
+        command += ["--timeout-graceful-shutdown", "3"]  # open streams and sockets would hold it up
         log = self._start("server", command, "running on http")
         found = re.search(r"running on (http://[\d.:]+)", log)
         assert found is not None
@@ -161,11 +180,14 @@ class Shop:
 
     def _start(self, name: str, command: list[str], ready: str) -> str:
         path = self.data / f"{name.replace(' ', '-')}.log"
+        self.starting = True
         with path.open("wb") as log:
-            process = subprocess.Popen(
+            process = self.processes[name] = subprocess.Popen(
                 [sys.executable, *command], cwd=HERE, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self.processes[name] = process
+        self.starting = False
+        if self.interrupted:
+            raise KeyboardInterrupt
 
         def is_ready() -> bool:
             if process.poll() is not None:
@@ -212,6 +234,10 @@ class Shop:
 
     def close(self) -> None:
         self.stop()
+        with suppress(Exception):  # it may be away
+            self._empty_broker()
+
+    def _empty_broker(self) -> None:
         scheme = urlsplit(self.broker).scheme
         if scheme == "redis":
             import redis

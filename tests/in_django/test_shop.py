@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,8 @@ from tests.support.workers import until
 ROOT = Path(__file__).parents[2]
 
 
-def start(output: Path, broker: str = "") -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+def start(output: Path, broker: str = "", **environment: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1", **environment}
     command = [sys.executable, "-u", str(ROOT / "examples" / "shop" / "demo.py"), "--output", str(output), "--broker", broker]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -34,17 +35,30 @@ def processes_of(output: Path) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "engine", ["sqlite", *(pytest.param(name, marks=pytest.mark.chaos) for name in ("redis", "postgresql", "rabbitmq"))]
-)
-def test_everything_in_the_shop_comes_out_as_it_should(tmp_path: Path, homes: Homes, engine: str) -> None:
-    output = tmp_path / "out"
-    demo = start(output, "" if engine == "sqlite" else str(homes[engine].settings(tmp_path)["broker_url"]))
+def check(output: Path, demo: subprocess.Popen[str]) -> None:
     text, _ = demo.communicate(timeout=590)
     assert demo.returncode == 0, text
     assert "WRONG" not in text, text
     assert processes_of(output) == []
+
+
+@pytest.mark.timeout(600)
+def test_everything_in_the_shop_comes_out_as_it_should(tmp_path: Path) -> None:
+    check(tmp_path / "out", start(tmp_path / "out"))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", ["sqlite", "redis", "postgresql", "rabbitmq"])
+def test_so_it_does_with_another_broker(tmp_path: Path, homes: Homes, engine: str) -> None:
+    check(tmp_path / "out", start(tmp_path / "out", str(homes[engine].settings(tmp_path)["broker_url"])))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_so_it_does_on_postgresql_alone(tmp_path: Path, postgresql_database: dict[str, Any]) -> None:
+    names = {"NAME": "DB", "USER": "USER", "PASSWORD": "PASSWORD", "HOST": "HOST", "PORT": "PORT"}
+    check(tmp_path / "out", start(tmp_path / "out", **{f"POSTGRES_{name}": str(postgresql_database[key]) for key, name in names.items()}))
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
@@ -52,7 +66,7 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     demo = start(output)
     assert demo.stdout is not None
     for line in demo.stdout:
-        if "celeriac worker" in line:
+        if "celeriac beat" in line:
             break
     demo.send_signal(signal.SIGINT)
     rest, _ = demo.communicate(timeout=100)

@@ -56,6 +56,7 @@ if "POSTGRES_HOST" in os.environ:
         "default": {
             "ENGINE": "django.db.backends.postgresql",
             "HOST": os.environ["POSTGRES_HOST"],
+            "PORT": os.environ.get("POSTGRES_PORT", "5432"),
             "NAME": os.environ.get("POSTGRES_DB", "shop"),
             "USER": os.environ.get("POSTGRES_USER", "shop"),
             "PASSWORD": os.environ.get("POSTGRES_PASSWORD", ""),
@@ -88,7 +89,7 @@ EMAIL_FILE_PATH = DATA_DIR / "mails"
 
 # -- background tasks ------------------------------------------------------------------------------------------------
 
-CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", f"sqlite:///{DATA_DIR / 'queue.db'}")
+CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "django://default")  # which it is also without this line
 CELERY_BROKER_TRANSPORT_OPTIONS = json.loads(os.environ.get("CELERY_BROKER_TRANSPORT_OPTIONS", "{}"))
 CELERY_RESULT_BACKEND = os.environ.get("CELERY_RESULT_BACKEND", "django-db")
 
