@@ -11,7 +11,7 @@ import pytest
 from celeriac.exceptions import EnqueueError
 from tests.support.engines import SERVERS, Home, Homes, ServerHome, every_engine, wait_for
 from tests.support.fixtures import MakeProject
-from tests.support.workers import Project
+from tests.support.workers import Project, until
 
 pytestmark = [pytest.mark.promise(8), every_engine(always=("redis", "postgresql"), engines=SERVERS)]
 
@@ -155,3 +155,18 @@ def test_p8_calling_does_not_touch_a_result_backend_that_is_silent(
     finally:
         for proxy in results.proxies:  # type: ignore[attr-defined]
             proxy.remember()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_p8_a_worker_with_nothing_in_hand_does_not_wait_for_its_server_to_stop(
+    make_project: MakeProject, home: ServerHome, pool: str
+) -> None:
+    project = make_project(worker_soft_shutdown_timeout=600)
+    warm(project)
+    worker = project.worker("-c", "2", "-P", pool)
+    for proxy in home.proxies:
+        proxy.refuse()
+        proxy.cut("RST")
+    until(lambda: "The engine is in trouble" in worker.log(), "the worker has noticed")
+    worker.may_complain = True
+    assert worker.stop() == 0

@@ -57,6 +57,7 @@ POOLS = ("prefork", "solo", "threads", "asyncio", "gevent", "eventlet")
 _DEFAULT_CONCURRENCY = {"solo": 1, "threads": 10, "asyncio": 100, "gevent": 100, "eventlet": 100}
 
 EXIT_RESTART = 75
+_IN_PEACE = (EXIT_OK, EXIT_RECYCLED)
 """`run_worker` was asked (SIGHUP) to begin again as a fresh program."""
 
 
@@ -256,7 +257,7 @@ class Supervisor:
             del self.unrecovered[0]
 
     def _consider_end(self, process: Process) -> None:
-        if process.exit_code in (EXIT_OK, EXIT_RECYCLED) or process.doom is not None or process.interrupted:
+        if process.exit_code in _IN_PEACE or process.doom is not None or process.interrupted:
             return
         logger.warning("Process %d (pid %d) ended with exit code %s; it is replaced.", process.number, process.pid, process.exit_code)
         if process.page.state() == ProcessState.STARTING:
@@ -353,7 +354,8 @@ class Supervisor:
                 process.drain()
         if self._cold or time.monotonic() > self._deadline:
             self._kill_all()
-        return not self.processes and not self.unrecovered
+        # Processes that ended so have settled what was theirs: there is nothing to wait for, not even for an engine that is away.
+        return all(process.ended() and process.exit_code in _IN_PEACE for process in [*self.processes.values(), *self.unrecovered])
 
     _announced: frozenset[str] = frozenset()
 

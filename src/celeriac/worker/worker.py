@@ -230,6 +230,8 @@ class Worker:
             except EngineUnavailable as error:
                 self._unanswered = True
                 self._pause(error)
+                if not finished and self._ends():
+                    return []
                 continue
             self.trouble.over()
             self._generation, _ = self.page.command()
@@ -242,10 +244,10 @@ class Worker:
         while finished:
             try:
                 self._report(self.settler.settle(finished))
+                self.trouble.over()
                 break
             except EngineUnavailable as error:
                 self._pause(error)
-        self.trouble.over()
         self.page.begin_batch(0)
 
     def _wait_for_work(self) -> None:
