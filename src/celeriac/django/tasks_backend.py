@@ -51,6 +51,15 @@ EVEN_PRIORITY = 4
 """What Django's priority 0 is in ours; while TASKS names this backend, tasks that say nothing have it too."""
 
 
+_UNKNOWN: dict[str, Any] = {
+    "status": TaskResultStatus.READY,
+    "started_at": None,
+    "finished_at": None,
+    "last_attempted_at": None,
+}
+"""Of the result of a task that has not started."""
+
+
 class CeleriacTask(Task):
     """Django's Task, known to workers from the moment it is defined."""
 
@@ -109,8 +118,11 @@ class TasksBackend(BaseTaskBackend):
         """The result of the task that runs now: what its context shows."""
         attempts = request.message.attempts
         now = datetime.now(UTC)
-        return replace(
-            self._result(task, cast("str", request.id), list(request.args), dict(request.kwargs)),
+        return self._result(
+            task,
+            cast("str", request.id),
+            list(request.args),
+            dict(request.kwargs),
             status=TaskResultStatus.RUNNING,
             started_at=attempts[0].started_at if attempts else now,
             last_attempted_at=now,
@@ -122,29 +134,26 @@ class TasksBackend(BaseTaskBackend):
     def _queue(self, name: str) -> str:
         return self.app.conf.task_default_queue if name == DEFAULT_TASK_QUEUE_NAME else name
 
-    def _result(self, task: Any, id: str, args: Any, kwargs: Any) -> Any:
+    def _result(self, task: Any, id: str, args: Any, kwargs: Any, **known: Any) -> Any:
         return TaskResult(
             task=task,
             id=id,
-            status=TaskResultStatus.READY,
             enqueued_at=_made_at(id),
-            started_at=None,
-            finished_at=None,
-            last_attempted_at=None,
             args=args,
             kwargs=kwargs,
             backend=self.alias,
-            errors=[],
-            worker_ids=[],
+            **{**_UNKNOWN, "errors": [], "worker_ids": [], **known},
         )
 
     def _waiting(self, waiting: Waiting, record: Record | None) -> Any:
         message = waiting.message
         assert message is not None
         task = self._task(message.task, message.queue, message.eta)
-        result = self._result(task, message.id, _json(message.argsrepr, []), _json(message.kwargsrepr, {}))
-        return replace(
-            result,
+        return self._result(
+            task,
+            message.id,
+            _json(message.argsrepr, []),
+            _json(message.kwargsrepr, {}),
             status=TaskResultStatus.RUNNING if waiting.state == "leased" else TaskResultStatus.READY,
             started_at=message.attempts[0].started_at if message.attempts else None,
             last_attempted_at=message.attempts[-1].started_at if message.attempts else None,
@@ -155,8 +164,11 @@ class TasksBackend(BaseTaskBackend):
         task = self._task(record.name or "", record.queue or "", None)
         attempts = record.attempts
         succeeded = record.status == states.SUCCESS
-        result = replace(
-            self._result(task, record.task_id, _json(record.args, []), _json(record.kwargs, {})),
+        result = self._result(
+            task,
+            record.task_id,
+            _json(record.args, []),
+            _json(record.kwargs, {}),
             status=TaskResultStatus.SUCCESSFUL if succeeded else TaskResultStatus.FAILED,
             started_at=attempts[0].started_at if attempts else None,
             last_attempted_at=attempts[-1].started_at if attempts else None,
