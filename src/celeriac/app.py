@@ -413,6 +413,8 @@ class Celeriac:
 
     def _use(self, what: str) -> Settings:
         """From now on the settings stay as they are."""
+        if self._source is not None and type(self._source[0]) is str and self._source[0].startswith("django.conf"):
+            _set_up_django()  # the project may add to the settings then: its own database as the broker
         self._configure()
         settings = self.settings
         if self._in_use_since is None:
@@ -959,15 +961,21 @@ def _installed_apps() -> list[str]:
     """Django's installed apps; none without Django."""
     if "django" not in sys.modules and not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return []
-    import django
     from django.apps import apps
     from django.conf import settings
 
     if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return []
-    if not apps.ready:
-        django.setup()
+    _set_up_django()
     return [config.name for config in apps.get_app_configs()]
+
+
+def _set_up_django() -> None:
+    import django
+    from django.apps import apps
+
+    if not apps.ready and not apps.loading:
+        django.setup()
 
 
 def _import_related(package: str, related_name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,10 +46,14 @@ def test_a_line_in_installed_apps_is_enough(make_site: MakeDjangoProject, argume
 
 
 def test_the_classic_celery_py_is_the_app(make_site: MakeDjangoProject) -> None:
-    site = make_site()
+    site = make_site(CELERY_BROKER_URL=None)
     make_classic(site)
     site.start("-m", "celeriac", "-A", "config", "worker", "-l", "info", "-c", "1", ready="ready.")
     assert site.python(BUY) == ["Momo", "Momo"]
+    # Whoever imports the app alone means the same database: Django is set up for him.
+    alone = [sys.executable, "-c", "from config.celery import app; print(app.broker.url, app.broker.nodes()[0].pool)"]
+    done = subprocess.run(alone, cwd=site.directory, env=site.environment(), capture_output=True, text=True, timeout=100)
+    assert done.stdout == "django://default prefork\n", done.stderr
     assert "config.celery.debug_task" in site.run("celeriac", "inspect", "registered")
 
 
