@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from contextlib import aclosing
 from typing import Any
 
 from channels.db import database_sync_to_async
@@ -40,9 +41,10 @@ class ProgressConsumer(AsyncWebsocketConsumer):
 
     async def _tell(self, task_id: str) -> None:
         try:
-            async for found in progress.afollow(task_id, math.inf):
-                if found is not None:
-                    await self.send(json.dumps(found, cls=progress.Encoder))
+            async with aclosing(progress.afollow(task_id, math.inf)) as changes:
+                async for found in changes:
+                    if found is not None:
+                        await self.send(json.dumps(found, cls=progress.Encoder))
             await self.close()
         except (CeleriacError, OSError):
             await self.close(TRY_AGAIN)

@@ -6,7 +6,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.conf import settings
@@ -52,7 +52,7 @@ def follow(task_id: str, seconds: float) -> Iterator[Status | None]:
         watch.close()
 
 
-async def afollow(task_id: str, seconds: float) -> AsyncIterator[Status | None]:
+async def afollow(task_id: str, seconds: float) -> AsyncGenerator[Status | None]:
     """`follow` for coroutines: whatever may take a moment is done in a thread."""
     watch = _Watch(task_id, seconds)
     try:

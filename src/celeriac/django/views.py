@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from django.conf import settings
@@ -54,9 +55,7 @@ def events(request: Any, key: str) -> HttpResponse:
         return _stream(_aevents(task_id))
     if not request.META.get("wsgi.multithread") or not _take_stream():
         return HttpResponse(status=204)
-    response = _stream(_events(task_id))
-    response._resource_closers.append(_once(_give_stream))
-    return response
+    return _stream(_Place(_events(task_id)))
 
 
 def _task(request: Any, key: str) -> str:
@@ -77,7 +76,7 @@ def _stream(content: Any) -> StreamingHttpResponse:
     return StreamingHttpResponse(content, content_type="text/event-stream", headers=headers)
 
 
-def _events(task_id: str) -> Iterator[str]:
+def _events(task_id: str) -> Generator[str]:
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
     try:
         for found in progress.follow(task_id, _seconds()):
@@ -89,8 +88,9 @@ def _events(task_id: str) -> Iterator[str]:
 async def _aevents(task_id: str) -> AsyncIterator[str]:
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
     try:
-        async for found in progress.afollow(task_id, _seconds()):
-            yield _event(found)
+        async with aclosing(progress.afollow(task_id, _seconds())) as changes:
+            async for found in changes:
+                yield _event(found)
     except (CeleriacError, OSError):
         yield AWAY
 
@@ -116,13 +116,19 @@ def _take_stream() -> bool:
         return True
 
 
-def _give_stream() -> None:
-    global _open_streams
-    with _streams:
-        _open_streams -= 1
+class _Place:
+    """A stream that was let in; its place is free again when the response is closed."""
 
+    def __init__(self, content: Generator[str]) -> None:
+        self._content = content
+        self._taken = True
 
-def _once(action: Callable[[], None]) -> Callable[[], None]:
-    """A response may be closed twice."""
-    left = [action]
-    return lambda: left.pop()() if left else None
+    def __iter__(self) -> Iterator[str]:
+        return self._content
+
+    def close(self) -> None:
+        global _open_streams
+        self._content.close()
+        with _streams:
+            _open_streams -= self._taken
+            self._taken = False
