@@ -272,12 +272,18 @@ class RabbitMQEngine:
             mine = held.get(one.id)
             if mine is not None and one.lease is not None:
                 publications += self._what_becomes(one, mine, now, again=key in self._begun)
-            publications += [self._publication(message, now, again=again) for message in one.follow_ups]
+            publications += [self._publication(self._inherited(message, one.id), now, again=again) for message in one.follow_ups]
         if not publications:
             return
         self._begun.update(dict.fromkeys(keys))
         self._sender.publish(publications, time.monotonic() + LOCAL_SECONDS)
         self._followed_up.update(dict.fromkeys(keys))
+
+    def _inherited(self, message: Message, parent_id: str) -> Message:
+        """Who waits for what follows a task is who called it."""
+        if self._replies is None or message.reply_to:
+            return message
+        return msgspec.structs.replace(message, reply_to=self._replies.caller(parent_id))
 
     def _settled(self, settlements: Sequence[Settlement]) -> None:
         """Their follow-ups need not be remembered any more."""

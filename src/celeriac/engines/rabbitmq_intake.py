@@ -70,6 +70,8 @@ REMEMBERED = 10_000
 """So many settled messages are remembered, lest they run again when a lost connection has swallowed their acknowledgements."""
 REPEAT_SECONDS = 0.1
 """When something is published again that RabbitMQ did not take."""
+LINGER_SECONDS = 0.003
+"""So long who wants many is kept waiting while there are some: each answer costs the same, however many it brings."""
 SLICE_SECONDS = 0.02
 _SINCE = b"\x0eceleriac-sinced"
 _UNUSUAL = (b"celeriac-counts", b"x-delivery-count", b"celeriac-left", b"celeriac-again")
@@ -240,7 +242,7 @@ class _Client:
         self.buffer = bytearray()
         self.waits: frozenset[str] | None = None
         self.asks: tuple[Sequence[str], int, list[str], float] | None = None
-        """Queues, limit, refused ids, and until when it is kept waiting."""
+        """Queues, limit, refused ids, and since when it waits."""
         self.promised: tuple[list[str], list[Held]] | None = None
         """Refused ids, and what it gets as soon as that is in custody."""
         self.deferred: list[Any] | None = None
@@ -305,6 +307,10 @@ class Intake:
         """Ids and tokens of what is on its way into custody."""
         self._void: dict[str, int] = {}
         """... and of what was, when the connection was lost before anybody had it."""
+        self._given: deque[int] = deque()
+        """The numbers of what RabbitMQ has given, from the first that is not settled on …"""
+        self._settled: set[int] = set()
+        """… and those among them that are settled."""
         self._done: dict[str, tuple[int, float]] = {}
         """Of what was settled of late: token, and since when it had waited. Its acknowledgement may be lost."""
         self._lost_until = 0.0
@@ -456,7 +462,7 @@ class Intake:
             twin = self.held.get(held.id)
             if twin is not None and not twin.lost:  # two copies were buffered; they never run side by side here
                 if held.base < twin.token:
-                    self._acknowledge([held.tag] if held.tag is not None else ())
+                    self._acknowledge([held.tag] if held.tag is not None else [])
                 else:
                     self._successors[held.id] = held
                 continue
@@ -540,13 +546,23 @@ class Intake:
             self.buffer.setdefault(held.queue, []).append(held)
             self._wake(held.queue)
 
-    def _acknowledge(self, tags: Iterable[int]) -> None:
+    def _acknowledge(self, tags: Sequence[int]) -> None:
         """Says that these are done. When that does not arrive, RabbitMQ gives them again, and `_done` knows them."""
         connection = self.connection
-        data = b"".join([wire.acknowledgement(1, tag) for tag in tags])
-        if data and connection is not None and not connection.closed:
-            with suppress(EngineUnavailable):  # whoever reads next finds the connection closed
-                connection.send(data, time.monotonic() + self.heartbeat_seconds)
+        if not tags or connection is None or connection.closed:
+            return
+        self._settled.update(tags)
+        given, up_to = self._given, 0
+        while given and given[0] in self._settled:
+            first = given.popleft()
+            self._settled.discard(first)
+            if first in tags:
+                up_to = first
+        # One word for all from the first on (it has to name one of these), and one for each of the others: the server's work is by words.
+        data = [wire.acknowledgement(1, up_to, multiple=True)] if up_to else []
+        data += [wire.acknowledgement(1, tag) for tag in tags if tag > up_to]
+        with suppress(EngineUnavailable):  # whoever reads next finds the connection closed
+            connection.send(b"".join(data), time.monotonic() + self.heartbeat_seconds)
 
     def holdings(self, node: str, process: int | None = None) -> list[Held]:
         """Raises EngineUnavailable while that is not known."""
@@ -766,6 +782,8 @@ class Intake:
         self.buffer.clear()
         self._not_due.clear()
         self._successors.clear()
+        self._given.clear()
+        self._settled.clear()
         self._outbox.clear()
         self._refused.clear()
         self._posted = 0
@@ -920,6 +938,8 @@ class Intake:
         if consumer is None:
             return
         kind = consumer.kind
+        if one.channel == 1:
+            self._given.append(tag)
         if kind == "queue" or kind == "returned":
             held, wait = read_slip(one.properties, one.body, consumer.queue, tag, redelivered, self.clock.time())
             known = self.held.get(held.id)
@@ -1126,10 +1146,15 @@ class Intake:
             return
         raw = _pack(answer)
         try:
-            client.link.setblocking(True)
-            client.link.settimeout(5.0)
-            client.link.sendall(_length.pack(len(raw)) + raw)
-            client.link.setblocking(False)
+            raw = _length.pack(len(raw)) + raw
+            try:
+                sent = client.link.send(raw)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(raw):
+                client.link.settimeout(5.0)
+                client.link.sendall(memoryview(raw)[sent:])
+                client.link.setblocking(False)
         except OSError:
             self._drop_client(client)
 
@@ -1144,7 +1169,7 @@ class Intake:
                 refused = self.acknowledge(leases)
                 if limit <= 0:
                     return ("ok", refused, ())
-                client.asks = queues, limit, refused, time.monotonic() + PATIENCE_SECONDS
+                client.asks = queues, limit, refused, time.monotonic()
                 return self._handed(client, refused, self._stream(holder, queues, limit))
             case "settle":
                 return ("ok", self.acknowledge(arguments[0]), ())
@@ -1172,7 +1197,7 @@ class Intake:
         self._asked_at = time.monotonic()
         self._demand[holder] = (limit, queues)
         free = [queue for queue in queues if queue not in self.paused] if self.paused else queues
-        taken = self._take(free, limit, holder)
+        taken = self._take(free, limit, holder) if self._count(free) >= limit else []
         with suppress(EngineUnavailable):  # the next connection begins with it
             self._steer()
         return taken
@@ -1192,11 +1217,14 @@ class Intake:
         for client in list(self._clients.values()):
             if client.asks is None or client.holder is None or client.promised is not None:
                 continue
-            queues, limit, refused, until = client.asks
-            taken = self._take([queue for queue in queues if queue not in self.paused], limit, client.holder)
-            if taken:
-                self._answer(client, self._handed(client, refused, taken))
-            elif now >= until:
+            queues, limit, refused, since = client.asks
+            free = [queue for queue in queues if queue not in self.paused]
+            there = self._count(free)
+            if there and (there >= limit or now - since >= LINGER_SECONDS):
+                taken = self._take(free, limit, client.holder)
+                if taken:
+                    self._answer(client, self._handed(client, refused, taken))
+            elif now - since >= PATIENCE_SECONDS:
                 client.asks = None
                 self._answer(client, ("ok", refused, ()))
 
@@ -1221,7 +1249,7 @@ class Intake:
 
     def _pause_seconds(self) -> float:
         if any(client.asks is not None for client in self._clients.values()):
-            return PATIENCE_SECONDS
+            return LINGER_SECONDS if self._count(self.buffer) else PATIENCE_SECONDS
         return self._quiet_seconds if self._count(self.buffer) else 1.0
 
     def _tick(self) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 REMEMBERED = 100_000
 """So many results a process keeps that nobody has forgotten."""
+CALLERS = 10_000
+"""Of so many deliveries a worker's process knows who called."""
 _SLICE_SECONDS = 0.02
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Record).decode
@@ -70,15 +72,17 @@ class Replies:
         for delivery in deliveries:
             if delivery.message is not None and delivery.message.reply_to:
                 self._reply_to[delivery.id] = delivery.message.reply_to
-        while len(self._reply_to) > REMEMBERED:
+        while len(self._reply_to) > CALLERS:
             del self._reply_to[next(iter(self._reply_to))]
+
+    def caller(self, task_id: str) -> str:
+        """The queue of who called this task, and so of who waits for what follows it."""
+        return self._reply_to.get(task_id, "")
 
     def store(self, records: Sequence[Record], *, lease: Lease | None = None) -> list[str]:
         publications = []
         for record in records:
             address = self._reply_to.get(record.task_id)
-            if record.status in READY_STATES:
-                self._reply_to.pop(record.task_id, None)
             if address:
                 properties = wire.properties(
                     {}, content_type="application/json", content_encoding="utf-8", priority=0, correlation_id=record.task_id
