@@ -1,6 +1,7 @@
 """Django's own tasks on PostgreSQL, Celeriac beside django-tasks-db, the database backend of django-tasks: `python -m bench.django [--rounds 3] [--quick]`.
 
     drain    tasks/s of two processes that empty a full queue
+    cpu      µs of CPU that a task costs while the queue is emptied, in the worker and in the server: what a busy machine leaves standing
     call     µs of one `enqueue()`
     start    ms from `enqueue()` to the first line of the task, on an idle worker
 
@@ -40,6 +41,8 @@ THEIRS = Side(
 )
 WANTED = {
     "drain_per_s": "tasks/s",
+    "drain_worker_us": "µs of the worker's CPU",
+    "drain_server_us": "µs of the server's CPU",
     "call_p50_us": "µs a call",
     "start_p50_ms": "ms to the start, p50",
     "start_p99_ms": "ms to the start, p99",
