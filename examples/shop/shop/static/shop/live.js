@@ -5,3 +5,6 @@ socket.onmessage = (event) => {
   const status = JSON.parse(event.data);
   place.textContent = status.ready ? JSON.stringify(status.result ?? status.error, null, 2) : `${status.text} …`;
 };
+socket.onerror = () => {
+  place.textContent = "This server has no WebSockets; uvicorn has.";
+};
