@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,14 +187,39 @@ def test_a_database_that_cannot_hold_messages_is_refused_with_what_to_do(make_si
     assert "DATABASES has no entry 'elsewhere'" in other.run("check", fails=True)
 
 
-def test_behind_a_pooler_nobody_listens(postgresql_database: dict[str, Any], make_site: MakeDjangoProject) -> None:
-    site = make_site(CELERY_BROKER_URL=None, DATABASES={"default": {**postgresql_database, "DISABLE_SERVER_SIDE_CURSORS": True}})
-    site.worker("-c", "1")
-    sent = "from books.models import Book; from books.tasks import title\nprint(json.dumps(title.delay(Book.objects.create(title='Momo').pk).get(timeout=40)))"
-    assert site.python(sent) == "Momo"
-    listening = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND query ILIKE 'LISTEN%%'"
-    assert administer(postgresql_database, listening) == [(0,)]
+@pytest.fixture
+def behind_pgbouncer(postgresql_database: dict[str, Any], homes: Any) -> Iterator[dict[str, Any]]:
+    """The same database, through PgBouncer in transaction mode."""
+    from tests.support.postgresql import Bouncer, bouncer_program, missing
+
+    if bouncer_program() is None:
+        missing("PgBouncer is not installed (apt-get install pgbouncer)")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        bouncer = Bouncer(Path(directory), str(homes["postgresql"].url))
+        bouncer.start()
+        yield {**postgresql_database, "HOST": "127.0.0.1", "PORT": str(bouncer.port)}
+        bouncer.stop()
+
+
+def test_behind_a_pooler_nobody_listens(behind_pgbouncer: dict[str, Any], make_site: MakeDjangoProject) -> None:
+    unsaid = make_site(migrated=False, CELERY_BROKER_URL=None, DATABASES={"default": behind_pgbouncer})
+    assert "celeriac.W001" in unsaid.run("check", "--database", "default")
+    site = make_site(CELERY_BROKER_URL=None, DATABASES={"default": {**behind_pgbouncer, "DISABLE_SERVER_SIDE_CURSORS": True}})
     assert "celeriac.W001" not in site.run("check", "--database", "default")
+    site.worker("-c", "2")
+    assert site.python(
+        """
+from django.db import transaction
+from books.models import Book
+from books.tasks import title
+results = []
+for number in range(50):
+    with transaction.atomic():
+        results.append(title.delay(Book.objects.create(title=str(number)).pk))
+results.append(title.delay(Book.objects.create(title="50").pk))
+print(json.dumps([result.get(timeout=40) for result in results]))"""
+    ) == [str(number) for number in range(51)]
 
 
 @pytest.mark.chaos

@@ -151,13 +151,17 @@ while True:
 """
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    ("broker", "kills"),
+    [("redis", 10), *(pytest.param(broker, kills, marks=pytest.mark.chaos) for broker, kills in (("redis", 200), ("database", 50)))],
+)
 @pytest.mark.timeout(900)
 def test_each_committed_row_has_its_task_and_no_other_whenever_the_sender_is_killed(
-    redis_url: str, make_site: MakeDjangoProject, kills: int
+    request: pytest.FixtureRequest, broker: str, kills: int
 ) -> None:
     dice = random.Random(5)
-    site = make_site(CELERY_BROKER_URL=redis_url)
+    url = request.getfixturevalue("redis_url") if broker == "redis" else None
+    site = request.getfixturevalue("make_site")(CELERY_BROKER_URL=url)
     site.worker("-c", "2")
     prelude = "import os, json, django; os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'config.settings'); django.setup()\n"
     for number in range(kills):
