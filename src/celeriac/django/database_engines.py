@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from ..core.errors import ImproperlyConfigured
 from ..core.message import Join, Message
@@ -22,7 +22,8 @@ NOWHERE = "/dev/null/celeriac"
 class SQLiteInDjango(SQLiteEngine):
     def __init__(self, alias: str, **options: Any) -> None:
         self.alias = alias
-        path = NOWHERE if _connection(alias).is_in_memory_db() else os.path.abspath(_connection(alias).settings_dict["NAME"])
+        connection = _connection(alias)
+        path = NOWHERE if connection.is_in_memory_db() else _path(str(connection.settings_dict["NAME"]))
         super().__init__(f"sqlite:///{quote(path)}", **{"prefix": PREFIX, **options})
         self.url = f"django://{alias}"
         self._pipes = _PatientPipes(path + ".wake", self._on_commit)
@@ -101,6 +102,11 @@ def _connection(alias: str) -> Any:
     from django.db import connections
 
     return connections[alias]
+
+
+def _path(name: str) -> str:
+    """Of a file that is named as it is, or by a URI."""
+    return os.path.abspath(unquote(urlsplit(name).path) if name.startswith("file:") else name)
 
 
 def _in_transaction(connection: Any) -> bool:
