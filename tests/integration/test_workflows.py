@@ -107,8 +107,9 @@ def slowest_follow_up(project: Project, size: int, sent: dict[str, Any]) -> floa
     started = {entry.label: entry.wall for what in ("body", "errback") for entry in project.journal(what)}
     longest = 0.0
     for name, result in sent.items():
-        records = project.backend.fetch([member.id for member in result.parent])
-        ends = [record.date_done.timestamp() for record in records.values() if record.date_done is not None]
+        ids = [member.id for member in result.parent]
+        records = (record for at in range(0, len(ids), 2000) for record in project.backend.fetch(ids[at : at + 2000]).values())
+        ends = [record.date_done.timestamp() for record in records if record.date_done is not None]
         if ends:
             longest = max(longest, started[f"{size} {name}"] - max(ends))
     return longest
