@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from email import message_from_bytes, policy
+from http.client import HTTPException
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
@@ -347,12 +348,12 @@ class Visit:
         path = found[1]
 
         def read() -> None:
-            with suppress(OSError):
-                while not self.import_end:
-                    with Browser(self.shop.url).open(path) as stream:
-                        for line in stream:
-                            if line.startswith(b"data: "):
-                                self.heard(json.loads(line[6:]))
+            while not self.import_end:
+                with suppress(OSError, HTTPException), Browser(self.shop.url).open(path) as stream:
+                    for line in stream:
+                        if line.startswith(b"data: "):
+                            self.heard(json.loads(line[6:]))
+                time.sleep(0.5)
 
         threading.Thread(target=read, daemon=True).start()
 
