@@ -115,8 +115,12 @@ def _in_transaction(connection: Any) -> bool:
 
 def _conninfo(connection: Any) -> dict[str, str]:
     """What libpq has to know to get where Django's connection goes."""
-    from psycopg import pq
-
+    try:
+        from psycopg import pq
+    except ImportError as error:
+        raise ImproperlyConfigured(
+            f"Keeping messages in the database {connection.alias!r} needs psycopg 3 ({error}). pip install 'celeriac[postgresql]', or set CELERY_BROKER_URL."
+        ) from None
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
     given = {name: str(value) for name, value in connection.get_connection_params().items() if name in known and value is not None}
     role = connection.settings_dict["OPTIONS"].get("assume_role")
