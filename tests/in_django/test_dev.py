@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.django_project import MakeDjangoProject
 from tests.support.postgresql import free_port
-from tests.support.workers import until
+from tests.support.workers import until as until_ready
 
 SEND = "from books.tasks import version; print(json.dumps(version.delay().get(timeout=40)))"
 TASK = """
@@ -41,6 +41,7 @@ def processes_in(directory: Path) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="finds processes in /proc")
 def test_web_and_worker_in_one_terminal(make_site: MakeDjangoProject) -> None:
     site = make_site(CELERY_BROKER_URL=None)
@@ -64,6 +65,9 @@ def test_web_and_worker_in_one_terminal(make_site: MakeDjangoProject) -> None:
 
         def said(words: str, times: int = 1) -> Callable[[], bool]:
             return lambda: len(re.findall(words, seen())) >= times
+
+        def until(condition: Callable[[], bool], what: str) -> None:
+            until_ready(condition, what, seconds=100)  # six starts of Python are behind some of them
 
         until(said(r"worker \|.* ready\."), "the worker is ready")
         until(lambda: _answers(port), "the web server answers")
@@ -137,7 +141,7 @@ def test_doctor_looks_at_what_is_djangos(make_site: MakeDjangoProject) -> None:
     assert "1 parcel(s) of committed messages wait in the outbox, the oldest for 2 h" in found
     site.worker("-c", "1")
     left = "from celeriac.django.models import OutboxParcel; print(OutboxParcel.objects.count())"
-    until(lambda: site.python(left) == 0, "the worker's relay has found it")
+    until_ready(lambda: site.python(left) == 0, "the worker's relay has found it")
     found = site.run("celeriac", "doctor")
     assert "All migrations are applied." in found and "messages are part of the transaction" in found
     site.run("migrate", "celeriac", "zero", "-v", "0")
