@@ -18,9 +18,7 @@ from celeriac.engines.rabbitmq import RabbitMQEngine
 from celeriac.testing.contract import EngineContract, EngineMaker
 from celeriac.testing.contract.declared import declared
 from celeriac.testing.contract.harness import eventually
-from tests.support.rabbitmq import Server, half_closed, young
-
-pytestmark = young
+from tests.support.rabbitmq import Server, half_closed
 
 SERVER_URL = os.environ.get("CELERIAC_TEST_RABBITMQ_URL")
 

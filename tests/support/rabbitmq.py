@@ -38,10 +38,10 @@ young = [
     pytest.mark.chaos,
     pytest.mark.skipif(
         not os.environ.get("CELERIAC_CHAOS"),
-        reason="RabbitMQ, whose suite does not pass as a whole yet: with the long fault runs (make chaos)",
+        reason="RabbitMQ itself is killed, or a real Celery is asked: with the long fault runs (make chaos)",
     ),
 ]
-"""For all tests that need the server."""
+"""For tests that are not reliable on a busy machine yet."""
 
 
 class Server:

