@@ -68,6 +68,8 @@ RETURN_SECONDS = 3.0
 """So long after a new connection is made, what the last one held may come back to us."""
 REMEMBERED = 10_000
 """So many settled messages are remembered, lest they run again when a lost connection has swallowed their acknowledgements."""
+SLEPT_SECONDS = 2.0
+"""A supervisor that looks at its connection as seldom as this was stopped, or its machine was."""
 REPEAT_SECONDS = 0.1
 """When something is published again that RabbitMQ did not take."""
 LINGER_SECONDS = 0.003
@@ -772,9 +774,9 @@ class Intake:
         for address in self.letters:
             self._listen_to(address)
         # As much as the last one had been given: what is held is among it, and those who hold it ask for nothing new before they have settled it.
-        windows, self._windows = self._windows, {}
-        for queue, prefetch in windows.items():
+        for queue, prefetch in self._windows.items():
             self._consume(queue, prefetch)
+        self._windows.clear()
 
     _unacknowledged_notes = 0
 
@@ -810,8 +812,6 @@ class Intake:
             held.tag = None
         if self.held:
             self._lost_until = math.inf
-        if any(until <= self.clock.monotonic() for _, until in self.nodes.values()):
-            self._forget_all()  # we were stopped for longer than our lease lasts, and others have had time to run all of it
 
     def close(self) -> None:
         with self.lock:
@@ -905,9 +905,18 @@ class Intake:
                         pass
                     one.heartbeat()
             self._digest()
+            self._pumped_at = time.monotonic()
         except EngineUnavailable:
             self._disconnect()
+            if self._slept() and any(until <= self.clock.monotonic() for _, until in self.nodes.values()):
+                self._forget_all()  # others have had time to run all that we held
             raise
+
+    def _slept(self) -> bool:
+        """We were stopped: else the loss of a connection is seen at once."""
+        return time.monotonic() - self._pumped_at > SLEPT_SECONDS
+
+    _pumped_at = 0.0
 
     def _digest(self) -> None:
         connection = self.connection
