@@ -68,6 +68,8 @@ RETURN_SECONDS = 3.0
 """So long after a new connection is made, what the last one held may come back to us."""
 REMEMBERED = 10_000
 """So many settled messages are remembered, lest they run again when a lost connection has swallowed their acknowledgements."""
+PROMISE_SECONDS = 2.0
+"""How long a process waits at most for the custody of what it gets."""
 SLEPT_SECONDS = 2.0
 """A supervisor that looks at its connection as seldom as this was stopped, or its machine was."""
 REPEAT_SECONDS = 0.1
@@ -1248,7 +1250,11 @@ class Intake:
 
     def _answer_those_who_ask(self, now: float) -> None:
         for client in list(self._clients.values()):
-            if client.asks is None or client.holder is None or client.promised is not None:
+            if client.promised is not None:
+                if now - client.promised[1][0].taken_at > PROMISE_SECONDS:
+                    self._keep_promise(client.promised[1][0])  # its crash may not be counted then
+                continue
+            if client.asks is None or client.holder is None:
                 continue
             queues, limit, refused, since = client.asks
             free = [queue for queue in queues if queue not in self.paused]
