@@ -6,6 +6,7 @@ Each line says who wrote it. Ctrl-C ends everything; when one of them ends by it
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -95,14 +96,18 @@ class Part:
 
 def run(parts: Sequence[Part], directory: str) -> int:
     """Until SIGINT, SIGTERM or the end of the terminal; a second one ends everything at once. Returns the exit code."""
-    ended = threading.Event()
+    alarm, ring = os.pipe()  # which a signal handler may write to at any moment, as it may not set an Event
+
+    def told_to_end(seconds: float) -> bool:
+        return bool(select.select([alarm], (), (), seconds)[0] and os.read(alarm, 1))
+
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, lambda *_: ended.set())
+        signal.signal(signum, lambda *_: os.write(ring, b"!"))
     files = python_files(directory)
     told: set[str] = set()
     for part in parts:
         part.start()
-    while not ended.wait(LOOK_SECONDS):
+    while not told_to_end(LOOK_SECONDS):
         now = python_files(directory)
         changed = sorted(path for path in files.keys() | now.keys() if files.get(path) != now.get(path))
         files = now
@@ -116,11 +121,10 @@ def run(parts: Sequence[Part], directory: str) -> int:
             elif part.exit_code() is not None and part.name not in told:
                 _say("dev", f"{part.name} ended with exit code {part.exit_code()}. It begins again when a file changes.")
                 told.add(part.name)
-    ended.clear()
     for part in parts:
         part.stop()
     deadline = time.monotonic() + END_SECONDS
-    while any(part.runs() for part in parts) and time.monotonic() < deadline and not ended.wait(0.02):
+    while any(part.runs() for part in parts) and time.monotonic() < deadline and not told_to_end(0.02):
         pass
     for part in parts:
         part.end(0.0)

@@ -298,7 +298,7 @@ class SQLiteEngine:
             pruned = 0
             horizon = None if self._result_expires is None else now - self._result_expires
             if horizon is not None:
-                db.execute(sql.PRUNE_FUTURE, (now, limit))
+                db.execute(sql.PRUNE_FUTURE, (now, now, limit))
                 pruned = db.execute(sql.PRUNE, (horizon, limit)).rowcount
                 sqlite_steps.prune(db, now, horizon, limit)
             sqlite_joins.prune(db, now, horizon, limit)
@@ -379,7 +379,7 @@ class SQLiteEngine:
         names = list(dict.fromkeys(self.queues() if queues is None else queues))
         now = self._clock.time()
         leased = dict(self._query(sql.LEASED_COUNTS))
-        counts = self._query_each(sql.COUNTS, [(name, now) for name in names])
+        counts = self._query_each(sql.COUNTS, [{"queue": name, "now": now} for name in names])
         return {
             name: Depth(ready=ready + due, scheduled=scheduled, leased=leased.get(name, 0), dead=dead, paused_by=by)
             for name, ((ready, due, scheduled, dead, by),) in zip(names, counts, strict=True)
@@ -410,7 +410,7 @@ class SQLiteEngine:
 
     def revoked(self) -> list[str]:
         statement = (
-            "SELECT id FROM revokes WHERE until > ?1 AND NOT EXISTS (SELECT 1 FROM messages WHERE messages.id = revokes.id AND state <> 2)"
+            "SELECT id FROM revokes WHERE until > ? AND NOT EXISTS (SELECT 1 FROM messages WHERE messages.id = revokes.id AND state <> 2)"
             " UNION SELECT id FROM messages WHERE revocation IS NOT NULL"
         )
         return [id for (id,) in self._query(statement, (self._clock.time(),))]
@@ -686,7 +686,7 @@ class SQLiteEngine:
         """0 when something is ready, infinity when nothing is even scheduled."""
         now = self._clock.time()
         nearest = math.inf
-        for rows in self._query_each(sql.OUTLOOK, [(queue,) for queue in queues]):
+        for rows in self._query_each(sql.OUTLOOK, [{"queue": queue} for queue in queues]):
             for ready, due in rows:
                 if ready:
                     return 0.0
@@ -698,7 +698,7 @@ class SQLiteEngine:
         """How many come before each of these ready messages."""
         if len(rows) > COUNTED_EACH:
             wanted = {row[0] for row in rows}
-            return [(id, place) for id, place in self._query(sql.PLACES, (queue, now)) if id in wanted]
+            return [(id, place) for id, place in self._query(sql.PLACES, {"queue": queue, "now": now}) if id in wanted]
         given = [{"queue": queue, "priority": row[5], "at": row[4], "n": row[6], "now": now} for row in rows]
         counts = self._query_each(sql.AHEAD, given)
         return [(row[0], count) for row, ((count,),) in zip(rows, counts, strict=True)]

@@ -57,7 +57,7 @@ SCHEMA = (
 
 OPEN = "INSERT INTO joins (id, size, completed, leaving, touched) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 FIND = "SELECT n, size, enlarged, arrived, failed, completed FROM joins WHERE id = ?"
-ENLARGE = "UPDATE joins SET size = size + ?1, enlarged = enlarged + ?1, touched = ?2 WHERE id = ?3 AND completed IS NULL"
+ENLARGE = "UPDATE joins SET size = size + ?, enlarged = enlarged + ?, touched = ? WHERE id = ? AND completed IS NULL"
 ARRIVE = "INSERT INTO arrivals (n, place, failed, task_id, result) VALUES (?, ?, ?, ?, ?) ON CONFLICT (n, place) DO NOTHING"
 COUNT = "UPDATE joins SET arrived = ?, failed = ?, completed = ?, touched = ? WHERE n = ?"
 SEAL = "UPDATE joins SET size = ?, completed = ?, touched = ? WHERE n = ?"
@@ -66,10 +66,10 @@ LEAVE = "UPDATE joins SET leaving = leaving - ?, touched = ? WHERE id = ?"
 STATE = "SELECT id, size, arrived, failed FROM joins WHERE id = ?"
 ARRIVALS = "SELECT place, failed, task_id, result FROM arrivals WHERE n = (SELECT n FROM joins WHERE id = ?) ORDER BY place"
 # The wall clock may have been set back: what claims to come from the future was touched now.
-PRUNE_FUTURE = "UPDATE joins SET touched = ?1 WHERE touched > ?1"
+PRUNE_FUTURE = "UPDATE joins SET touched = ? WHERE touched > ?"
 PRUNE = "UPDATE joins SET id = NULL WHERE n IN (SELECT n FROM joins WHERE touched < ? AND id IS NOT NULL LIMIT ?)"
 FORGOTTEN = "SELECT n FROM joins WHERE id IS NULL LIMIT 1"
-SWEEP = "DELETE FROM arrivals WHERE n = ?1 AND place IN (SELECT place FROM arrivals WHERE n = ?1 LIMIT ?2)"
+SWEEP = "DELETE FROM arrivals WHERE n = ? AND place IN (SELECT place FROM arrivals WHERE n = ? LIMIT ?)"
 
 _encode = msgspec.json.Encoder().encode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
@@ -94,7 +94,7 @@ def open_join(db: sqlite3.Connection, row: JoinRow, now: float, *, again: bool =
 
 
 def enlarge(db: sqlite3.Connection, id: str, more: int, now: float) -> None:
-    db.execute(ENLARGE, (more, now, id))
+    db.execute(ENLARGE, (more, more, now, id))
 
 
 def seal(db: sqlite3.Connection, id: str, size: int, now: float, *, again: bool = False) -> list[Message]:
@@ -142,7 +142,7 @@ def leave(db: sqlite3.Connection, ids: Sequence[str], now: float) -> None:
 def prune(db: sqlite3.Connection, now: float, horizon: float | None, limit: int) -> None:
     """Forgets those that nobody has touched since `horizon`, and removes what forgotten ones left behind."""
     if horizon is not None:
-        db.execute(PRUNE_FUTURE, (now,))
+        db.execute(PRUNE_FUTURE, (now, now))
         db.execute(PRUNE, (horizon, limit))
     room = max(limit, PRUNE_LIMIT)
     while room > 0 and (found := db.execute(FORGOTTEN).fetchone()) is not None:
@@ -194,7 +194,7 @@ def _told_again(db: sqlite3.Connection, id: str, by: int) -> list[Message]:
 
 def _sweep(db: sqlite3.Connection, n: int, limit: int) -> int:
     """Removes arrivals of a forgotten join, and with the last of them the join. Its number is free only then."""
-    removed = db.execute(SWEEP, (n, limit)).rowcount
+    removed = db.execute(SWEEP, (n, n, limit)).rowcount
     if removed < limit:
         db.execute("DELETE FROM bodies WHERE n = ?", (n,))
         db.execute("DELETE FROM joins WHERE n = ?", (n,))

@@ -115,8 +115,8 @@ HELD = (
     " WHERE state = 2 AND node = ? ORDER BY taken, priority DESC, at, n"
 )
 OUTLOOK = (
-    "SELECT EXISTS (SELECT 1 FROM messages WHERE state = 0 AND queue = ?1), (SELECT min(due) FROM messages WHERE state = 1 AND queue = ?1)"
-    " WHERE NOT EXISTS (SELECT 1 FROM paused WHERE queue = ?1)"
+    "SELECT EXISTS (SELECT 1 FROM messages WHERE state = 0 AND queue = :queue), (SELECT min(due) FROM messages WHERE state = 1 AND queue = :queue)"
+    " WHERE NOT EXISTS (SELECT 1 FROM paused WHERE queue = :queue)"
 )
 REMOVE = "DELETE FROM messages WHERE n = ? AND id = ? AND node = ? AND process = ? AND token = ?"
 FENCED = "SELECT n, revocation FROM messages WHERE id = ? AND state = 2 AND node = ? AND process = ? AND token = ?"
@@ -133,7 +133,7 @@ BURY = (
 STORE = "INSERT OR REPLACE INTO results (task_id, status, stored, record) VALUES (?, ?, ?, ?)"
 STORED_STATUS = "SELECT status FROM results WHERE task_id = ?"
 # The wall clock may have been set back: what claims to come from the future was stored now.
-PRUNE_FUTURE = "UPDATE results SET stored = ?1 WHERE stored > ?1 AND n IN (SELECT n FROM results ORDER BY n LIMIT ?2)"
+PRUNE_FUTURE = "UPDATE results SET stored = ? WHERE stored > ? AND n IN (SELECT n FROM results ORDER BY n LIMIT ?)"
 PRUNE = "DELETE FROM results WHERE stored < ? AND n IN (SELECT n FROM results ORDER BY n LIMIT ?)"
 
 _FIELDS = "id, queue, {state}, {due}, at, priority, n, {node}, {process}, crashes, interruptions, {reason}, {died}, message"
@@ -151,11 +151,11 @@ PEEK = {
     "dead": f"SELECT {DEAD} WHERE queue = :queue ORDER BY n DESC LIMIT :limit OFFSET :offset",
 }
 COUNTS = (
-    "SELECT (SELECT count(*) FROM messages WHERE state = 0 AND queue = ?1),"
-    " (SELECT count(*) FROM messages WHERE state = 1 AND queue = ?1 AND due <= ?2),"
-    " (SELECT count(*) FROM messages WHERE state = 1 AND queue = ?1 AND due > ?2),"
-    " (SELECT count(*) FROM dead WHERE queue = ?1),"
-    " (SELECT by FROM paused WHERE queue = ?1)"
+    "SELECT (SELECT count(*) FROM messages WHERE state = 0 AND queue = :queue),"
+    " (SELECT count(*) FROM messages WHERE state = 1 AND queue = :queue AND due <= :now),"
+    " (SELECT count(*) FROM messages WHERE state = 1 AND queue = :queue AND due > :now),"
+    " (SELECT count(*) FROM dead WHERE queue = :queue),"
+    " (SELECT by FROM paused WHERE queue = :queue)"
 )
 LEASED_COUNTS = "SELECT queue, count(*) FROM messages WHERE state = 2 GROUP BY queue"
 AHEAD = (
@@ -165,7 +165,7 @@ AHEAD = (
 )
 PLACES = (
     "SELECT id, row_number() OVER (ORDER BY priority DESC, at, n) - 1 FROM messages"
-    " WHERE queue = ?1 AND (state = 0 OR state = 1 AND due <= ?2)"
+    " WHERE queue = :queue AND (state = 0 OR state = 1 AND due <= :now)"
 )
 # Steps from name to name through the index instead of reading all its rows.
 QUEUES = """

@@ -52,7 +52,7 @@ COME = "UPDATE steps SET result = ?, touched = ? WHERE n = ?"
 MAKE_READY = "UPDATE messages SET state = 0, at = ?, due = NULL WHERE id = ? AND state = 1 AND due = ?"
 QUEUE = "SELECT queue FROM messages WHERE id = ?"
 # The wall clock may have been set back: what claims to come from the future is of now.
-PRUNE_FUTURE = ("UPDATE steps SET touched = ?1 WHERE touched > ?1", "UPDATE events SET at = ?1 WHERE at > ?1")
+PRUNE_FUTURE = ("UPDATE steps SET touched = ? WHERE touched > ?", "UPDATE events SET at = ? WHERE at > ?")
 OLD = (
     "SELECT n, EXISTS (SELECT 1 FROM messages WHERE id = task_id) OR EXISTS (SELECT 1 FROM dead WHERE id = task_id)"
     " FROM steps WHERE touched < ? ORDER BY touched LIMIT ?"
@@ -108,7 +108,7 @@ def forget(db: sqlite3.Connection, task_ids: Iterable[str]) -> None:
 def prune(db: sqlite3.Connection, now: float, horizon: float, limit: int) -> None:
     """Those of tasks of which there is neither message nor dead letter. The others are looked at again when as much time has gone by."""
     for statement in PRUNE_FUTURE:
-        db.execute(statement, (now,))
+        db.execute(statement, (now, now))
     for n, held in db.execute(OLD, (horizon, limit)).fetchall():
         if held:
             db.execute("UPDATE steps SET touched = ? WHERE n = ?", (now, n))

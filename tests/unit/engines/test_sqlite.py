@@ -649,13 +649,13 @@ HOT = {
     "LEASE": ("n", 1, 1, 1, 2),
     "REVOKED": ("a", 0.0),
     "HELD": ("n",),
-    "OUTLOOK": ("q",),
+    "OUTLOOK": {"queue": "q"},
     "REMOVE": (1, "a", "n", 1, 1),
     "FENCED": ("a", "n", 1, 1),
     "GIVE_BACK": (0, None, 0, 0, 1),
     "STORED_STATUS": ("a",),
     "PRUNE": (0.0, 5),
-    "PRUNE_FUTURE": (0.0, 5),
+    "PRUNE_FUTURE": (0.0, 0.0, 5),
 }
 
 

@@ -221,17 +221,17 @@ class TestOlderFiles:
 
 HOT = {
     "FIND": ("j",),
-    "ENLARGE": (1, 1.0, "j"),
+    "ENLARGE": (1, 1, 1.0, "j"),
     "COUNT": (1, 1, None, 1.0, 1),
     "SEAL": (1, None, 1.0, 1),
     "MESSAGES": (1,),
     "LEAVE": (1, 1.0, "j"),
     "STATE": ("j",),
     "ARRIVALS": ("j",),
-    "PRUNE_FUTURE": (1.0,),
+    "PRUNE_FUTURE": (1.0, 1.0),
     "PRUNE": (1.0, 5),
     "FORGOTTEN": (),
-    "SWEEP": (1, 5),
+    "SWEEP": (1, 1, 5),
 }
 
 
