@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,18 +27,6 @@ def running(
         yield process
     finally:
         stop(process, end)
-
-
-SPIN = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); os.sched_setaffinity(0, {%d})\nwhile True: pass"
-
-
-@contextlib.contextmanager
-def cores_awake(log: Path) -> Iterator[None]:
-    """A program of idle priority spins on each core: whatever else wants the core has it at once, and never finds it asleep."""
-    with contextlib.ExitStack() as stack:
-        for core in os.sched_getaffinity(0):
-            stack.enter_context(running([sys.executable, "-c", SPIN % core], env=os.environ, log=log, cwd=log.parent, end=signal.SIGKILL))
-        yield
 
 
 def stop(process: subprocess.Popen[bytes], end: signal.Signals = signal.SIGTERM, *, patience_seconds: float = 5.0) -> None:

@@ -64,8 +64,7 @@ def report(results: dict[str, Any]) -> str:
     parts = [_engine(name, found) for name, found in results["engines"].items()]
     loads = " → ".join(f"{load:.2f}" for load in results["load_average"])
     parts.append(
-        f"Medians of {results['rounds']} round(s), {results['seconds']} s in all. {results['machine']}"
-        f"{', the cores kept awake by programs of idle priority' if results['awake'] else ''}.\n"
+        f"Medians of {results['rounds']} round(s), {results['seconds']} s in all. {results['machine']}.\n"
         f"Load average at the start and after each round: {loads}. A machine that does other things meanwhile distorts all sides, and not equally."
     )
     return "\n\n".join(parts)

@@ -21,7 +21,6 @@ from typing import Any
 from . import raw
 from .engines import ENGINES, SERVERS, Engine
 from .figures import FIGURES, FULL, QUICK, Numbers, Sizes
-from .processes import cores_awake
 from .report import report
 from .servers import Server, Unavailable
 from .sides import HOME, SIDES, BenchError, Place, Side, Site, fresh
@@ -43,16 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     results: dict[str, Any] = {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "rounds": options.rounds,
-        "awake": options.awake,
         "load_average": [round(os.getloadavg()[0], 2)],
         "engines": {},
     }
     try:
-        with cores_awake(directory / "awake.log") if options.awake else contextlib.nullcontext():
-            for name in options.engine:
-                measured = Run(name, options, sizes, directory / name, begun).measured(results["load_average"])
-                if measured is not None:
-                    results["engines"][name] = measured
+        for name in options.engine:
+            measured = Run(name, options, sizes, directory / name, begun).measured(results["load_average"])
+            if measured is not None:
+                results["engines"][name] = measured
     except KeyboardInterrupt:
         print("\nInterrupted; everything that was started has been stopped.", file=sys.stderr)
         return 130
@@ -100,9 +97,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--sides", type=_names(list(SIDES)), default=list(SIDES), metavar="LIST", help="some of the sides; default: all of the engine"
     )
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="how often all is measured; the tables show medians. Default: 1")
-    parser.add_argument(
-        "--awake", action="store_true", help="keep the cores from sleeping, so that latencies do not hold what waking them costs"
-    )
     parser.add_argument("--quick", action="store_true", help="less of everything: rough figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there, too")
     return parser.parse_args(argv)
