@@ -95,7 +95,6 @@ def test_a_network_that_is_slow(project: Project, home: ServerHome) -> None:
     for proxy in home.proxies:
         proxy.latency_seconds = 0.0
     ends_well(load, troubles=0)
-    assert not load.refused()
 
 
 @every_server("redis")
