@@ -241,6 +241,8 @@ class PostgreSQLEngine:
         self._doubts: dict[str, float] = {}
         self._boxes: dict[str, Box] = {}
         self._floors = _Floors()
+        self._losses: int | None = None
+        """Of connections, at the last exchange."""
         self._database = Database(
             Server(base),
             self._schema,
@@ -333,12 +335,25 @@ class PostgreSQLEngine:
                 raise NodeLost(holder.node) from None
             raise
         self._floors.learn(names, deliveries, None if floors is not None else time.monotonic() - begin)
+        self._doubt_after_a_loss()
         return refused, deliveries
+
+    def _doubt_after_a_loss(self) -> None:
+        """Exchanges do not wait for the server's disk: if it has crashed, it may think again that a message is leased which was settled. So who uses them has to ask what
+        the server thinks he holds, and is told as by an answer that was lost.
+
+        Raises: EngineUnavailable: a connection was lost since the last exchange.
+        """
+        before, self._losses = self._losses, self._database.losses
+        if before not in (None, self._losses):
+            raise EngineUnavailable(f"A connection to {self._database.server} was lost, and the last exchange with it is in doubt.")
 
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
         if process is not None:
             self._database.run("SELECT pg_advisory_xact_lock({s}.key('h' || $1::int || ' ' || $2::text))", (process, node))
+        losses = self._database.losses
         result = self._database.run(HELD, (node, self._now()))
+        self._losses = losses
         holders: dict[int, Holder] = {}
         deliveries = []
         for row in range(result.ntuples):

@@ -80,6 +80,8 @@ class Database:
         self._idle: deque[Connection] = deque()
         self._used: set[Connection] = set()
         self._breaker = Breaker()
+        self.losses = 0
+        """How many connections were found broken: the server may have crashed, and have forgotten what it had not yet written."""
 
     def run(self, sql: str, parameters: Sequence[Any] = (), deadline: float | None = None) -> pq.abc.PGresult:
         """One statement, which is one transaction and one trip. `{s}` in it stands for the schema."""
@@ -91,6 +93,7 @@ class Database:
             try:
                 result = connection.run(self.statement(sql), parameters, deadline)
             except BaseException as error:
+                self.losses += not isinstance(error, Refused)
                 self._release(connection)
                 tries -= 1
                 if tries and isinstance(error, Deadlock):
@@ -179,6 +182,7 @@ class Database:
             self._used.add(connection)
             if connection.is_alive():
                 return connection
+            self.losses += 1
             self._release(connection)
         while len(self._used) >= self._size:
             if time.monotonic() >= deadline:

@@ -473,6 +473,24 @@ def test_the_server_restarts_under_idle_and_waiting_clients(own_server: Server) 
     engine.close()
 
 
+def test_after_a_crash_an_exchange_is_in_doubt_until_it_is_asked_what_is_held(own_server: Server) -> None:
+    """The server may have forgotten a settlement, and think that the message is still ours: nobody else would ever get it."""
+    engine = PostgreSQLEngine(own_server.url)
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    engine.publish([message("m"), message("n")])
+    (first,) = engine.reserve(["celery"], limit=1, holder=HOLDER)
+    own_server.stop(signal.SIGQUIT)
+    own_server.start()
+    until(lambda: not _fails(lambda: engine.queues()))
+    with pytest.raises(EngineUnavailable, match="in doubt"):
+        engine.exchange([done(first)], ["celery"], limit=1, holder=HOLDER)
+    held = engine.held("node", HOLDER.process)
+    assert len(held) == 1, "what the exchange has taken: n, or m when its first lease was forgotten"
+    assert engine.settle([done(delivery) for delivery in held]) == []
+    assert engine.exchange((), ["celery"], limit=9, holder=HOLDER)[0] == []
+    engine.close()
+
+
 def test_what_was_settled_alone_is_settled_when_the_server_crashes(own_server: Server) -> None:
     """So a message that is acknowledged before it runs, runs once at most. (An `exchange` may be undone.)"""
     engine = PostgreSQLEngine(own_server.url)
