@@ -239,7 +239,9 @@ class Processes(EngineTests):
                 writer.close()
                 acknowledged = kill_after_some(child, reader, dice)
             make_engine.after_kill()
-            held = Counter(waiting.id.rsplit("-", 1)[0] for waiting in engine.peek("celery", limit=100_000))
+            ids = [waiting.id for waiting in engine.peek("celery", limit=100_000)]
+            # The last request of the one killed before may have been carried out since.
+            held = Counter(id.rsplit("-", 1)[0] for id in ids if id.startswith(f"{round_}-"))
             assert set(held.values()) <= {BATCH}, "half a list was published"
             assert len(held) - acknowledged in (0, 1), "a list that was acknowledged is lost"
             engine.purge(["celery"])
