@@ -70,11 +70,12 @@ class Broker(Inspector, Mailbox, Protocol):
         """
         ...
 
-    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
+    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder, wait_seconds: float = 0.0) -> list[Delivery]:
         """ready → leased: up to `limit` messages of `queues`, best priority first, then those that have waited longest.
 
         Those whose time has come are promoted on the way; they have waited since that time. What was released, crashed or
-        reclaimed has waited since it was ready first, so it comes before younger ones. Paused queues give nothing. Does not wait.
+        reclaimed has waited since it was ready first, so it comes before younger ones. Paused queues give nothing.
+        With `wait_seconds` it waits first, as `wait` does: for those who have just been given nothing. An engine may do both in one trip.
         Atomic: a crash leaves each message either ready or leased. What cannot be decoded is delivered too, with `error` set.
 
         Raises: NodeLost: the holder's node is not (or no longer) registered; nothing was leased.

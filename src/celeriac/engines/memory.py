@@ -196,7 +196,9 @@ class MemoryEngine:
             for then in complete:
                 self._publish_all(then, now)
 
-    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
+    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder, wait_seconds: float = 0.0) -> list[Delivery]:
+        if wait_seconds > 0.0 and not self.wait(queues, wait_seconds):
+            return []
         with self._storage.lock:
             self._require(holder.node)
             return self._reserve(queues, limit, holder)

@@ -106,3 +106,12 @@ def readable(descriptors: Sequence[int], seconds: float) -> list[int]:
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
     return [descriptor for descriptor, _ in poll.poll(math.ceil(max(0.0, min(seconds, 1e6)) * 1000))]
+
+
+def writable(descriptor: int, seconds: float) -> bool:
+    """Whether it can be written to, or is broken, within `seconds`."""
+    if not hasattr(select, "poll"):
+        return bool(select.select((), (descriptor,), (), max(0.0, seconds))[1])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(math.ceil(max(0.0, min(seconds, 1e6)) * 1000)))

@@ -6,9 +6,7 @@ A connection must not live through a fork: a child closes its copy without a wor
 
 from __future__ import annotations
 
-import math
 import os
-import select
 import socket
 import struct
 import time
@@ -18,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import EncodeError, EngineUnavailable, ImproperlyConfigured
-from .network import Breaker, in_time, is_address, readable
+from .network import Breaker, in_time, is_address, readable, writable
 
 if TYPE_CHECKING:
     from psycopg import pq
@@ -675,15 +673,7 @@ def _wait(descriptor: int, deadline: float, *, write: bool = False) -> None:
     left = deadline - time.monotonic()
     if left <= 0:
         raise _Late
-    if write:
-        if not hasattr(select, "poll"):
-            ready = bool(select.select((), (descriptor,), (), left)[1])
-        else:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLOUT)
-            ready = bool(poll.poll(math.ceil(left * 1000)))
-    else:
-        ready = bool(readable((descriptor,), left))
+    ready = writable(descriptor, left) if write else bool(readable((descriptor,), left))
     if not ready and time.monotonic() >= deadline:
         raise _Late
 

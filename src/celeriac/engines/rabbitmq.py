@@ -171,7 +171,9 @@ class RabbitMQEngine:
             needs = (*needs, ("replies", self._replies.address()))
         return Publication(exchange, key, properties, body, needs)
 
-    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
+    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder, wait_seconds: float = 0.0) -> list[Delivery]:
+        if wait_seconds > 0.0 and not self.wait(queues, wait_seconds):
+            return []
         return self.exchange((), queues, limit=limit, holder=holder)[1]
 
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:

@@ -7,7 +7,7 @@
     order      priority, then how long it has waited, then the order of publishing
     atomic     every verb is one script, which Redis runs whole and alone: a settlement with its record and its follow-ups, and the next reservation, are one step
     waiting    a token in a sorted set for each queue, taken by BZPOPMIN: one wakes for each message, and who leaves ready work behind puts the token back. A look
-               once a second is the net
+               once a second is the net. A worker that waits has sent its reservation along, so the answer that wakes it brings the message
     repeats    who publishes or settles signs with a pen of its own and a number; the server remembers the last number of each pen for a minute. So a call whose answer
                was lost is asked again and has happened once, and what arrives after its sender has asked again does nothing
     clocks     due times and leases follow the server's clock: setting *that* clock by more than a lease ends leases, since Redis has no other
@@ -55,6 +55,8 @@ LETTER_SECONDS = 60
 """How long a letter waits for its reader."""
 NET_SECONDS = 1.0
 """How often a waiter looks, should a token have been lost."""
+HEARD_SECONDS = 0.05
+"""How old what a thread was told of a result may be when it looks."""
 
 _encode_bytes = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
@@ -104,6 +106,8 @@ class RedisEngine:
         self._pens: deque[_Pen] = deque()
         self._unsure: dict[Any, tuple[_Pen, float]] = {}
         self._heard = threading.local()
+        self._due: dict[tuple[str, ...], float] = {}
+        """When the next message of these queues is due, as far as is known, by `time.monotonic()`."""
         self._schedules: Schedules | None = None
         _engines.add(self)
 
@@ -126,8 +130,21 @@ class RedisEngine:
         key = rows[0][0] if len(rows) == 1 else (*[row[0] for row in rows], *[row[0] for row in opens])
         self._once(scripts.PUBLISH, key, self._seconds if timeout_seconds is None else timeout_seconds, rows, opens)
 
-    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
-        return self.exchange((), queues, limit=limit, holder=holder)[1]
+    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder, wait_seconds: float = 0.0) -> list[Delivery]:
+        deadline = time.monotonic() + wait_seconds
+        names = tuple(dict.fromkeys(queues))
+        tokens = [self._prefix + b"w:" + name.encode() for name in names]
+        while True:
+            # Who waits for a token has sent his reservation along: so the message comes in the answer that wakes him.
+            now = time.monotonic()
+            seconds = min(deadline, now + NET_SECONDS, self._due.get(names, now)) - now
+            first = _await_token(tokens, seconds) if tokens and seconds > 0 else b""
+            deliveries = self._exchange((), names, limit, holder, first=first, blocked_seconds=seconds if first else 0.0)[1]
+            left = deadline - time.monotonic()
+            if deliveries or left <= 0:
+                return deliveries
+            if not tokens:
+                time.sleep(left)
 
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:
         if not settlements:
@@ -138,16 +155,23 @@ class RedisEngine:
     def exchange(
         self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder
     ) -> tuple[list[str], list[Delivery]]:
-        names = list(dict.fromkeys(queues)) if len(queues) > 1 else list(queues)
+        return self._exchange(settlements, tuple(dict.fromkeys(queues)), limit, holder)
+
+    def _exchange(
+        self, settlements: Sequence[Settlement], names: tuple[str, ...], limit: int, holder: Holder, **waiting: Any
+    ) -> tuple[list[str], list[Delivery]]:
         rows = _settlement_rows(settlements)
         try:
             key = ("exchange", holder, *[settlement.id for settlement in settlements])
-            reply = self._once(scripts.EXCHANGE, key, self._seconds, holder.node, holder.process, names, limit, *rows)
+            reply = self._once(scripts.EXCHANGE, key, self._seconds, holder.node, holder.process, names, limit, *rows, **waiting)
         except Refused as refusal:
             if refusal.code == "NODELOST":
                 raise NodeLost(holder.node) from None
             raise
-        return _texts(reply[1]), _deliveries(reply, holder.node)
+        deliveries = _deliveries(reply, holder.node)
+        if not deliveries:
+            self._due[names] = time.monotonic() + (float(reply[5]) if reply[5] else NET_SECONDS)
+        return _texts(reply[1]), deliveries
 
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
         # Who asks this wants to go on from the answer: so exchanges that got none must not happen afterwards.
@@ -227,7 +251,7 @@ class RedisEngine:
         heard = self._heard_records(ids)
         if heard is not None:
             return heard
-        bodies = self._run(scripts.FETCH, list(ids))
+        bodies = self._server.ask(command(b"MGET", *[self._results + id.encode() for id in ids]), self._seconds)
         return {id: _read_record(id, body) for id, body in zip(ids, bodies, strict=True) if body is not None}
 
     def forget(self, ids: Sequence[str]) -> None:
@@ -236,15 +260,18 @@ class RedisEngine:
 
     def subscribe(self, ids: Sequence[str]) -> Subscription:
         channels = [self._results + id.encode() for id in dict.fromkeys(ids)]
-        return Subscription(self._server, channels, self._seconds, lambda told: self._heard.__dict__.update(told=told))
+        return Subscription(self._server, channels, self._seconds, lambda told: self._heard.__dict__.update(told=told, at=time.monotonic()))
 
     def _heard_records(self, ids: Sequence[str]) -> dict[str, Record] | None:
-        """What this thread was told a moment ago, by a subscription: the news of a result bears the result, and spares those who wait for it a trip."""
+        """What this thread was told a moment ago, by a subscription: its beginning says what there is, and the news of a result bears it, which spares those who wait a trip."""
         told = self._heard.__dict__.pop("told", None)
-        if told is None:
+        if told is None or time.monotonic() > self._heard.at + HEARD_SECONDS:
             return None
-        texts = [told.get(self._results + id.encode()) for id in ids]
-        return None if None in texts else {id: _read_record(id, text) for id, text in zip(ids, texts, strict=True)}
+        try:
+            texts = [(id, told[self._results + id.encode()]) for id in ids]
+        except KeyError:
+            return None
+        return {id: _read_record(id, text) for id, text in texts if text is not None}
 
     def prune(self, limit: int = 1000) -> int:
         """Results expire by themselves, by the server's clock. With a clock of its own the engine removes them."""
@@ -398,7 +425,7 @@ class RedisEngine:
         script = self._script(text, 1)
         return self._server.ask(script.head + bulk(self._arguments(arguments)), self._seconds, script)
 
-    def _once(self, text: str, key: Any, seconds: float, *arguments: Any) -> Any:
+    def _once(self, text: str, key: Any, seconds: float, *arguments: Any, **waiting: Any) -> Any:
         """A script that must not happen twice: a repeat bears the same pen and number, also when it is the caller who repeats. `key` says that it is one: it names the call."""
         script = self._script(text, 3)
         unsure = self._unsure.pop(key, None) if self._unsure else None
@@ -412,7 +439,7 @@ class RedisEngine:
                 pen = _Pen()
         request = script.head + bulk(self._arguments(arguments)) + pen.signature()
         try:
-            reply = self._server.ask(request, seconds, script)
+            reply = self._server.ask(request, seconds, script, **waiting)
         except Refused:
             # It has not happened, so the pen is free; a repeat that was refused is still one.
             if unsure is not None:
@@ -433,9 +460,7 @@ class RedisEngine:
             self._unsure = {key: unsure for key, unsure in list(self._unsure.items()) if unsure[1] > horizon}
 
     def _take_token(self, keys: list[bytes], seconds: float) -> bytes | None:
-        seconds = max(0.001, seconds)
-        request = command(b"BZPOPMIN", *keys, b"%.3f" % seconds)
-        reply = self._server.ask(request, self._seconds, blocked_seconds=seconds)
+        reply = self._server.ask(_await_token(keys, seconds), self._seconds, blocked_seconds=seconds)
         return None if reply is None else reply[1]
 
     def _after_fork_in_child(self) -> None:
@@ -445,6 +470,10 @@ class RedisEngine:
 
 
 # -- what goes in and out ----------------------------------------------------------------------------------------
+
+
+def _await_token(keys: Sequence[bytes], seconds: float) -> bytes:
+    return command(b"BZPOPMIN", *keys, b"%.3f" % max(0.001, seconds))
 
 
 def _is_exchange(key: Any, node: str, process: int | None) -> bool:

@@ -335,11 +335,13 @@ local function leave(node, crashed)
 end
 """
 
+# Returns when the first of the others is due, unless some were promoted.
 PROMOTING = """
 local function promote(queue)
   local key = P .. 's:' .. queue
+  local first = tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])
+  if not first or first > now then return first end
   local due = call('ZRANGEBYSCORE', key, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1000)
-  if #due == 0 then return end
   call('DEL', P .. 'first')
   local members, ids, places, at = {}, {}, {}, 0
   for i = 1, #due, 2 do
@@ -405,7 +407,7 @@ EXCHANGE = (
     + """
 local node, process, queues, limit, fast, slow = A[5], A[6], A[7], A[8], A[9], A[10]
 if node and call('HEXISTS', P .. 'nodes', node) == 0 then return redis.error_reply('NODELOST The node is not registered.') end
-call('DEL', P .. 'first')
+if fast or #slow > 0 then call('DEL', P .. 'first') end
 local some_revoked = call('EXISTS', P .. 'revokes', P .. 'ending') > 0
 local pen, done, refused, before = P .. 'x:' .. ARGV[2], {}, {}, nil
 local last_number = call('GETRANGE', pen, 0, 19)
@@ -525,7 +527,7 @@ if (#slow > 0 or fast and #fast[5] > 0) and not before then
     + """
 end
 
-local leases, bodies, revoked, number = {}, {}, {}, nil
+local leases, bodies, revoked, number, outlook = {}, {}, {}, nil, ''
 if before then
   for _, id in ipairs(before[2]) do
     local lease = call('HGET', P .. 'l:' .. node, id)
@@ -538,10 +540,11 @@ elseif node and limit > 0 then
 """
     + PROMOTING
     + """
-  local open_queues, popped, from = {}, {}, nil
+  local open_queues, popped, from, nearest = {}, {}, nil, nil
   for _, queue in ipairs(queues) do
     if (call('HGET', P .. 'queues', queue) or '') == '' then
-      promote(queue)
+      local due = promote(queue)
+      if due and (not nearest or due < nearest) then nearest = due end
       open_queues[#open_queues + 1] = queue
     end
   end
@@ -586,10 +589,7 @@ elseif node and limit > 0 then
       end
     end
     for i = #ids, kept + 1, -1 do ids[i], bodies[i] = nil, nil end
-    if kept > 0 then
-      each('HSET', P .. 'l:' .. node, leases)
-      call('SADD', P .. 'holders', node)
-    end
+    if kept > 0 then each('HSET', P .. 'l:' .. node, leases) end
   end
   for _, queue in ipairs(open_queues) do
     if (from or #popped == 2 * limit) and call('EXISTS', P .. 'r:' .. queue) == 1 then
@@ -599,6 +599,7 @@ elseif node and limit > 0 then
     end
     if wakes[queue] == '!' then wakes[queue] = '' end
   end
+  if nearest then outlook = format('%.6f', nearest - now) end
 end
 if next(wakes) then
 """
@@ -616,7 +617,7 @@ if not before and (#done > 0 or #leases > 0) then
   for i = 1, #leases, 2 do ids[#ids + 1] = leases[i] end
   call('SET', pen, ARGV[3] .. pack({done, ids, number and format('%d', number)}), 'EX', PEN_SECONDS)
 end
-return {format('%.6f', now), refused, leases, bodies, revoked}
+return {format('%.6f', now), refused, leases, bodies, revoked, outlook}
 """
 )
 
@@ -685,6 +686,7 @@ REGISTER = (
     + """
 call('DEL', P .. 'first')
 call('HSET', P .. 'nodes', A[5], A[6])
+call('SADD', P .. 'holders', A[5])
 call('ZADD', P .. 'leases', mono + A[7], A[5])
 return 1
 """
@@ -759,14 +761,6 @@ for _, record in ipairs(A[5]) do
   end
 end
 return refused
-"""
-)
-FETCH = (
-    HEAD
-    + """
-local found = {}
-for i, id in ipairs(A[5]) do found[i] = call('GET', R .. id) end
-return found
 """
 )
 FORGET = (

@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from ..core.errors import EngineUnavailable, ImproperlyConfigured
 from ..core.settings import mask_url
-from .network import Breaker, in_time, is_address, readable
+from .network import Breaker, in_time, is_address, readable, writable
 
 try:
     # Untyped, since its types are others in each version.
@@ -40,7 +40,7 @@ TRIES = 3
 """How often one call is sent when connections break under it."""
 IDLE_LINKS = 32
 """How many unused connections a process keeps."""
-CHUNK_BYTES = 262144
+CHUNK_BYTES = 65536
 
 OPTIONS = ("key_prefix", "global_keyprefix", "cluster", "master_name", "sentinel_kwargs", "socket_timeout", "socket_connect_timeout")
 CONNECTION_OPTIONS = (
@@ -102,8 +102,12 @@ class Link:
         self.address = address
         self._connection = connection
         self._socket: Any = connection._sock
+        # Without a timeout of its own, for which Python asks the system before each step and after it.
+        self._socket.setblocking(False)
+        self._decrypted: Callable[[], int] = getattr(self._socket, "pending", lambda: 0)
         self._reader = _Reader(protocolError=_protocol_error, replyError=ServerError)
         self._leaving = False
+        self._mixes = False
 
     def fileno(self) -> int:
         return int(self._socket.fileno()) if self._socket is not None else -1
@@ -114,47 +118,57 @@ class Link:
             self._left(deadline)
         return self._read(deadline)
 
-    def send(self, request: bytes, deadline: float) -> None:
-        if self._socket is None:
-            raise ConnectionError("the connection is closed")
-        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-        self._socket.sendall(request)
+    def ask_after(self, first: bytes, request: bytes, deadline: float) -> Any:
+        """In one trip; the server comes to `request` when it has answered `first`. An error of either is the answer."""
+        before = self.ask(first + request, deadline)
+        after = self._read(deadline)
+        return before if isinstance(before, Exception) else after
 
-    def subscribe(self, channels: list[bytes], deadline: float) -> None:
-        self.send(command(b"SUBSCRIBE", *channels), deadline)
+    def send(self, request: bytes, deadline: float) -> None:
+        sent = 0
+        while sent < len(request):
+            if self._socket is None:
+                raise ConnectionError("the connection is closed")
+            try:
+                sent += self._socket.send(request[sent:] if sent else request)
+            except OSError as error:
+                if not _is_not_yet(error):
+                    raise
+                wait = writable if type(error).__name__ != "SSLWantReadError" else _can_be_read
+                if not wait(self.fileno(), deadline - time.monotonic()):
+                    raise TimeoutError("the server does not take the request") from None
+
+    def subscribe(self, channels: list[bytes], question: bytes, deadline: float) -> Any:
+        """Hears these channels from now on. Returns the answer to `question`, which comes right after that in the same trip; an Exception: it is to be asked elsewhere."""
+        requests = command(b"SUBSCRIBE", *channels) + question
+        mixes, self._mixes = self._mixes, True
+        self.send(requests if mixes else _SPEAK_RESP3 + requests, deadline)
         if self._leaving:
             self._left(deadline)
+        if not mixes:
+            self._read(deadline)
         waiting = len(channels)
-        while waiting:
+        while True:
             frame = self._read(deadline)
-            if isinstance(frame, Exception):
+            if isinstance(frame, list) and frame and frame[0] == b"subscribe":
+                waiting -= 1
+            elif not waiting:
+                if not _is_news(frame):  # what is told before the answer is in the answer
+                    return frame
+            elif isinstance(frame, Exception):
                 raise ConnectionError(str(frame))
-            waiting -= frame[0] == b"subscribe"
 
     def leave(self, deadline: float) -> None:
         self.send(command(b"UNSUBSCRIBE"), deadline)
         self._leaving = True
 
-    def drain(self) -> list[Any]:
-        """What has come, without waiting."""
-        if self._socket is None:
-            raise ConnectionError("the connection is closed")
-        self._socket.settimeout(0.0)
-        frames = []
-        while True:
-            while (frame := self._reader.gets()) is not False:
-                frames.append(frame)
-            try:
-                chunk = self._socket.recv(CHUNK_BYTES)
-            except (BlockingIOError, InterruptedError):
-                return frames
-            except OSError as error:
-                if type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError"):
-                    return frames
-                raise
-            if not chunk:
-                raise ConnectionError("the server closed the connection")
-            self._reader.feed(chunk)
+    def hear(self, seconds: float) -> list[Any]:
+        """What has come, or comes within so many seconds."""
+        frames = self._parsed()
+        if not frames and (self._decrypted() or readable((self.fileno(),), seconds)):
+            self._take_in()
+            frames = self._parsed()
+        return frames
 
     def close(self) -> None:
         self._socket = None
@@ -178,20 +192,47 @@ class Link:
                 return
 
     def _read(self, deadline: float) -> Any:
-        reader = self._reader
-        reply = reader.gets()
-        while reply is False:
-            chunk = self._socket.recv(CHUNK_BYTES)
-            if not chunk:
-                raise ConnectionError("the server closed the connection")
-            reader.feed(chunk)
-            reply = reader.gets()
-            if reply is False:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError("the answer did not end in time")
-                self._socket.settimeout(left)
+        while (reply := self._reader.gets()) is False:
+            if not self._decrypted() and not readable((self.fileno(),), deadline - time.monotonic()):
+                raise TimeoutError("the answer did not come in time")
+            self._take_in()
         return reply
+
+    def _parsed(self) -> list[Any]:
+        frames = []
+        while (frame := self._reader.gets()) is not False:
+            frames.append(frame)
+        return frames
+
+    def _take_in(self) -> None:
+        """Reads what there is."""
+        if self._socket is None:
+            raise ConnectionError("the connection is closed")
+        try:
+            chunk = self._socket.recv(CHUNK_BYTES)
+        except OSError as error:
+            if _is_not_yet(error):
+                return
+            raise
+        if not chunk:
+            raise ConnectionError("the server closed the connection")
+        self._reader.feed(chunk)
+
+
+_SPEAK_RESP3 = command(b"HELLO", b"3")
+"""Who hears may ask, too, in this version of the protocol alone. Where the server does not speak it, the question is answered by an error."""
+
+
+def _is_not_yet(error: OSError) -> bool:
+    return isinstance(error, (BlockingIOError, InterruptedError)) or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
+
+
+def _can_be_read(descriptor: int, seconds: float) -> bool:
+    return bool(readable((descriptor,), seconds))
+
+
+def _is_news(frame: Any) -> bool:
+    return isinstance(frame, list) and len(frame) == 3 and frame[0] == b"message"
 
 
 def _protocol_error(text: str) -> Exception:
@@ -215,9 +256,11 @@ class Server:
         seconds: float,
         script: Script | None = None,
         *,
+        first: bytes = b"",
         blocked_seconds: float = 0.0,
     ) -> Any:
-        """One request and its answer. What was sent on a connection that broke is sent again on another."""
+        """One request and its answer. What was sent on a connection that broke is sent again on another. `first`, which may block for so long, goes before it, but is not
+        repeated with it."""
         deadline = time.monotonic() + seconds
         tries = 0
         lost = False
@@ -228,7 +271,11 @@ class Server:
                 raise EngineUnavailable(str(refusal)) if lost else refusal from None
             tries += 1
             try:
-                reply = link.ask(request, deadline + blocked_seconds)
+                if first:
+                    reply = link.ask_after(first, request, deadline + blocked_seconds)
+                    first, lost = b"", isinstance(reply, Exception)  # which of the two it is about is not known
+                else:
+                    reply = link.ask(request, deadline + blocked_seconds)
                 if isinstance(reply, Exception) and script is not None and str(reply).startswith("NOSCRIPT"):
                     loaded = link.ask(script.load, deadline)
                     reply = loaded if isinstance(loaded, Exception) else link.ask(request, deadline)
@@ -436,10 +483,11 @@ class Server:
 class Subscription:
     """A connection of our own while it lasts; it goes back to the others afterwards."""
 
-    def __init__(self, server: Server, channels: list[bytes], seconds: float, hear: Callable[[dict[bytes, bytes]], object]) -> None:
-        """`hear` gets what was told: channel → text."""
+    def __init__(self, server: Server, channels: list[bytes], seconds: float, hear: Callable[[dict[bytes, bytes | None]], object]) -> None:
+        """`hear` gets what is stored under the channels' names when this begins (None: nothing), and what is told from then on."""
         self._server = server
         self._channels = channels
+        self._question = command(b"MGET", *channels)
         self._hear = hear
         self._seconds = seconds
         self._closed = False
@@ -453,25 +501,22 @@ class Subscription:
         asked_at: float | None = None
         while True:
             try:
-                frames = self._link.drain()
-                told = {frame[1]: frame[2] for frame in frames if isinstance(frame, list) and frame[0] == b"message"}
+                left = deadline - time.monotonic()
+                frames = self._link.hear(max(0.0, min(left, PING_SECONDS)))
+                told = {frame[1]: frame[2] for frame in frames if _is_news(frame)}
                 if told:
                     self._hear(told)
                     return True
                 now = time.monotonic()
-                if frames:
-                    asked_at = None
-                elif asked_at is not None and now > asked_at + self._seconds:
-                    raise TimeoutError("no answer")
                 if now >= deadline:
                     return False
-                if (
-                    not readable((self._link.fileno(),), min(deadline - now, PING_SECONDS))
-                    and asked_at is None
-                    and now + PING_SECONDS < deadline
-                ):
-                    self._link.send(command(b"PING"), time.monotonic() + self._seconds)
-                    asked_at = time.monotonic()
+                if frames:
+                    asked_at = None
+                elif asked_at is None and left > PING_SECONDS:
+                    self._link.send(command(b"PING"), now + self._seconds)
+                    asked_at = now
+                elif asked_at is not None and now > asked_at + self._seconds:
+                    raise TimeoutError("no answer")
             except OSError:
                 # What came meanwhile was not told: so the caller is to look.
                 self._link.close()
@@ -504,7 +549,7 @@ class Subscription:
         for tries in range(1, TRIES + 1):
             link = server.take(deadline)
             try:
-                link.subscribe(self._channels, deadline)
+                known = link.subscribe(self._channels, self._question, deadline)
             except OSError as error:
                 link.close()
                 trouble = server.failed(error)
@@ -514,6 +559,8 @@ class Subscription:
                 link.close()
                 raise
             else:
+                if isinstance(known, list):
+                    self._hear(dict(zip(self._channels, known, strict=True)))
                 return link
         raise AssertionError("unreachable")
 

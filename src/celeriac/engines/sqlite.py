@@ -158,7 +158,9 @@ class SQLiteEngine:
                 db.executemany(sql.PUBLISH, rows)
         self._pipes.ring_queues(queues)
 
-    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
+    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder, wait_seconds: float = 0.0) -> list[Delivery]:
+        if wait_seconds > 0.0 and not self.wait(queues, wait_seconds):
+            return []
         with _Transaction(self) as db:
             batch = self._reserve(db, queues, limit, holder)
         self._pipes.ring_queues(batch.leftover)

@@ -142,8 +142,8 @@ class FaultyEngine:
     def publish(self, messages: Sequence[Message], *, joins: Sequence[Join] = (), timeout_seconds: float | None = None) -> None:
         self._operate("publish", lambda: self.engine.publish(messages, joins=joins, timeout_seconds=timeout_seconds))
 
-    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder) -> list[Delivery]:
-        return self._operate("reserve", lambda: self.engine.reserve(queues, limit=limit, holder=holder))
+    def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder, wait_seconds: float = 0.0) -> list[Delivery]:
+        return self._operate("reserve", lambda: self.engine.reserve(queues, limit=limit, holder=holder, wait_seconds=wait_seconds))
 
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:
         return self._operate("settle", lambda: self.engine.settle(settlements))

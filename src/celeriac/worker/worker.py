@@ -75,6 +75,11 @@ class Settler:
         self._leave(settlements, refused)
         return refused, self.sifted(deliveries)
 
+    def reserve(self, queues: Sequence[str], limit: int, holder: Holder, wait_seconds: float) -> list[Delivery]:
+        """Waits for what is next. Raises EngineUnavailable or NodeLost."""
+        self._own = {holder}
+        return self.sifted(self.broker.reserve(queues, limit=limit, holder=holder, wait_seconds=wait_seconds))
+
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:
         """Settles. Raises EngineUnavailable; then it may be called again with the same settlements."""
         if self.together:
@@ -182,13 +187,8 @@ class Worker:
         finished: list[Settlement] = []
         try:
             while not self._ends():
-                deliveries = self._exchange(finished)
-                if deliveries:
-                    self.page.set_state(ProcessState.BUSY)
-                    finished = self._run_batch(deliveries)
-                else:
-                    finished = []
-                    self._wait_for_work()
+                deliveries = self._exchange(finished) or self._await_work()
+                finished = self._run_batch(deliveries) if deliveries else []
             self._settle(finished)
         except Orphaned:
             return EXIT_ORPHANED
@@ -234,10 +234,9 @@ class Worker:
                     return []
                 continue
             self.trouble.over()
-            self._generation, _ = self.page.command()
-            self.page.begin_batch(len(deliveries))
             if deliveries:
                 self.batch_size.came(len(deliveries))
+            self._begin_batch(len(deliveries))
             return deliveries
 
     def _settle(self, finished: list[Settlement]) -> None:
@@ -250,15 +249,26 @@ class Worker:
                 self._pause(error)
         self.page.begin_batch(0)
 
-    def _wait_for_work(self) -> None:
+    def _await_work(self) -> list[Delivery]:
+        """Waits for what comes next: one message, since others may be idle too. [] now and then, and when we are to end."""
         self.page.set_state(ProcessState.IDLE)
         self.batch_size.idle()
         try:
             for _ in range(WAITS):
-                if self.broker.wait(self.queues, WAIT_SECONDS) or self._ends():
-                    return
+                deliveries = self.settler.reserve(self.queues, self.batch_size.limit(), self.holder, WAIT_SECONDS)
+                if deliveries or self._ends():
+                    self._begin_batch(len(deliveries))
+                    return deliveries
         except EngineUnavailable as error:
+            self._unanswered = True
             self._pause(error)
+        return []
+
+    def _begin_batch(self, size: int) -> None:
+        self._generation, _ = self.page.command()
+        self.page.begin_batch(size)
+        if size:
+            self.page.set_state(ProcessState.BUSY)
 
     def _pause(self, error: EngineUnavailable) -> None:
         self.trouble.seen(error)

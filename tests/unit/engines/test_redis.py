@@ -218,6 +218,28 @@ def test_a_connection_that_was_closed_meanwhile_is_no_trouble(far: RedisEngine, 
     assert far.depth()["celery"].ready == 5
 
 
+@pytest.mark.parametrize("how", ["killed", "answer lost"])
+def test_a_reservation_that_waits_outlives_its_connection(
+    engine: RedisEngine, far: RedisEngine, proxy: Proxy, client: Any, how: str
+) -> None:
+    """And what it was given with an answer that was lost it gets again, once."""
+    assert far.reserve(["celery"], limit=1, holder=HOLDER) == []
+    taken: list[Delivery] = []
+    waiter = threading.Thread(
+        target=lambda: taken.extend(far.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)), daemon=True
+    )
+    waiter.start()
+    until(lambda: client.info("clients")["blocked_clients"] == 1)
+    proxy.lose_answers = int(how == "answer lost")
+    if how == "killed":
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        until(lambda: client.info("clients")["blocked_clients"] == 1)
+    engine.publish([message("a")])
+    waiter.join(DEADLINE_SECONDS)
+    assert [delivery.id for delivery in taken] == ["a"]
+    assert [delivery.id for delivery in far.held("node")] == ["a"]
+
+
 def test_a_killed_client_comes_back(engine: RedisEngine, client: Any) -> None:
     engine.publish([message("a")])
     client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")

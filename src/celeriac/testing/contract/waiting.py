@@ -56,6 +56,26 @@ class WaitingForWork(EngineTests):
         assert worker.result(DEADLINE_SECONDS) == ids(messages(50))
         assert time.monotonic() - begin < 10, "each wake took more than 0.2 s: that is polling"
 
+    def test_a_reservation_may_wait(self, live: Engine, live_other: Engine, threads: ThreadPoolExecutor) -> None:
+        holder = start(live)
+
+        def reserve(wait_seconds: float) -> list[str]:
+            deliveries = live.reserve(["celery"], limit=5, holder=holder, wait_seconds=wait_seconds)
+            live.settle([settlement(delivery) for delivery in deliveries])
+            return ids(deliveries)
+
+        assert take(live, holder) == []
+        begin = time.monotonic()
+        assert reserve(0.1) == []
+        assert 0.09 <= time.monotonic() - begin < 5
+        begin = time.monotonic()
+        for number in range(20):
+            waiter = threads.submit(reserve, DEADLINE_SECONDS)
+            live_other.publish([message(f"m{number}")])
+            assert waiter.result(DEADLINE_SECONDS + 5) == [f"m{number}"]
+            assert take(live, holder) == []
+        assert time.monotonic() - begin < 10, "it was the clock that woke it"
+
     @pytest.mark.parametrize("settle", [False, True])
     def test_what_came_after_the_last_look_counts(self, live: Engine, live_other: Engine, settle: bool) -> None:
         """Published between the look and the wait: the wait ends at once."""
