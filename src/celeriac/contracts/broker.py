@@ -46,6 +46,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """It keeps the steps of tasks, and events that tasks wait for (see contracts/steps.py)."""
     processes: bool = True
     """Several processes can share it."""
+    forgets: bool = False
+    """A crash of its server may undo what it said last, while its workers live on: these ask now and then what they are thought to hold."""
     durable: bool = True
     """What was published survives the end of every process."""
 

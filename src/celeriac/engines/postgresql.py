@@ -216,7 +216,7 @@ class PostgreSQLEngine:
     verb but `publish`, which is told), `listen` and `prepare` (both false behind PgBouncer in transaction mode), `poll_seconds` (how often to look without `listen`).
     """
 
-    capabilities = Capabilities(engine="postgresql", schedules=True, steps=True)
+    capabilities = Capabilities(engine="postgresql", schedules=True, steps=True, forgets=True)
 
     def __init__(
         self,

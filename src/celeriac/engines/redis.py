@@ -81,7 +81,7 @@ class RedisEngine:
     `sentinel_kwargs` (Sentinel), `socket_timeout` (how long a verb waits for the server), `socket_connect_timeout`, and redis-py's `ssl_…`, `username`, `password`, `client_name`.
     """
 
-    capabilities = Capabilities(engine="redis", schedules=True, steps=True)
+    capabilities = Capabilities(engine="redis", schedules=True, steps=True, forgets=True)
 
     def __init__(
         self,

@@ -39,8 +39,10 @@ def watch(process: Process, settler: Settler, now: float) -> None:
             return
         if task.soft_deadline and now >= task.soft_deadline:
             _signal_soft_limit(process, task, now)
-    if len(running) == 1 and _holds_hostages(process, running[0], now) and free_hostages(process, settler):
-        process.freed = running[0].started_at
+    if len(running) == 1 and (_holds_hostages(process, running[0], now) or _is_to_be_audited(process, running[0], now)):
+        if free_hostages(process, settler):
+            process.freed = running[0].started_at
+            process.audited_at = now
 
 
 def _signal_soft_limit(process: Process, task: Running, now: float) -> None:
@@ -59,6 +61,12 @@ def _holds_hostages(process: Process, task: Running, now: float) -> bool:
     return is_long and process.freed != task.started_at and process.page.hostages() > 0 and not process.draining
 
 
+def _is_to_be_audited(process: Process, task: Running, now: float) -> bool:
+    """The process itself asks what it is thought to hold, but only between two tasks."""
+    every = process.plan.audit_seconds
+    return bool(every) and now - max(task.started_at, process.audited_at) > every and process.page.batch() > 0 and not process.draining
+
+
 def _enforce_hard_limit(process: Process, task: Running) -> None:
     limit = task.hard_deadline - task.started_at
     logger.error("Hard time limit (%gs) exceeded for task %s; killing process %d", limit, task.task_id, process.number)
@@ -68,7 +76,8 @@ def _enforce_hard_limit(process: Process, task: Running) -> None:
 def free_hostages(process: Process, settler: Settler) -> bool:
     """Settles what the ring holds and gives the unstarted back, in one call; the process goes on with its long task alone.
 
-    So neither those behind a long task wait for it, nor the results of those before it. False: the engine is away.
+    So neither those behind a long task wait for it, nor the results of those before it. What has ended, but the engine has forgotten it, is given back too.
+    False: the engine is away.
     """
     page = process.page
     batch = page.batch()

@@ -26,6 +26,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """(hard, soft) set by remote control, by task name."""
     rate_limits: dict[str, str | None] = {}
     """Set by remote control, by task name."""
+    audit_seconds: float = 0.0
+    """How often a process asks an engine that forgets what it is thought to hold; 0.0: never."""
     rates_fd: int
     """The descriptor of the rate limits' buckets, which all processes share."""
     loglevel: str = "WARNING"

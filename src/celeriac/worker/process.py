@@ -55,6 +55,7 @@ class Process:
         self.number = plan.process
         self.page = Page.create(plan.places)
         self.started_at = time.monotonic()
+        self.audited_at = self.started_at
         self.soft_signalled: float | None = None
         """When the task began that has been told of its soft limit."""
         self.next_soft_signal = 0.0
@@ -216,6 +217,7 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
                 time_limits=(plan.time_limit, plan.soft_time_limit),
                 task_limits=plan.task_limits,
                 max_tasks=plan.max_tasks,
+                audit_seconds=plan.audit_seconds,
             )
             install_soft_limit(page, executor.running)
             code = worker.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,18 @@ def recover(process: Process, settler: Settler) -> None:
     back = [_verdict(process, delivery, running) for delivery in held if delivery.id not in finished]
     lost = [_lost(process, task_id) for task_id in _without_outcome(running - still_ours, settler)]
     settler.settle([*kept, *back, *lost])
+
+
+def give_back_abandoned(node: str, numbers: Container[int], settler: Settler) -> None:
+    """Gives back what the engine says is held by processes of this node that are gone, and whose leavings were settled: it has forgotten that, or has given them
+    something since.
+
+    `numbers`: of those that are there, or still to be recovered; they see to it themselves. Raises EngineUnavailable.
+    """
+    abandoned = [delivery for delivery in settler.broker.held(node) if delivery.lease.holder.process not in numbers]
+    if abandoned:
+        logger.warning("%d tasks that processes of this worker held, which are gone, are ready again.", len(abandoned))
+        settler.broker.settle([Settlement(id=one.id, verdict=Verdict.RELEASED, lease=one.lease, receipt=one.receipt) for one in abandoned])
 
 
 def _without_outcome(ids: set[str], settler: Settler) -> list[str]:

@@ -35,7 +35,7 @@ from .plan import Plan
 from .pools.patching import check_installed
 from .process import GREENLET_POOLS, Process
 from .rates import RateLimits
-from .recovery import recover
+from .recovery import give_back_abandoned, recover
 from .remote import answer
 from .slots import ProcessState
 from .worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, Settler
@@ -130,6 +130,7 @@ class Supervisor:
             time_limit=options.time_limit,
             soft_time_limit=options.soft_time_limit,
             max_tasks=options.max_tasks_per_child or conf.worker_max_tasks_per_child,
+            audit_seconds=conf.worker_lease_duration if app.broker.capabilities.forgets else 0.0,
             rates_fd=RateLimits.create(),
             loglevel=options.loglevel,
             logfile=options.logfile,
@@ -150,6 +151,7 @@ class Supervisor:
         self._cold = False
         self._restart = False
         self._deadline = 0.0
+        self._audit_at = time.monotonic() + self.plan.audit_seconds
         self._not_before = 0.0
 
     def _say_what_cannot_be_limited(self, options: WorkerOptions) -> None:
@@ -209,6 +211,7 @@ class Supervisor:
                 for companion in self.companions:
                     companion.watch()
                 self.upkeep.run()
+                self._audit()
                 self._scale()
             self.trouble.over()
         except EngineUnavailable as error:
@@ -255,6 +258,12 @@ class Supervisor:
             self.finished_tasks += process.page.done()
             process.close()
             del self.unrecovered[0]
+
+    def _audit(self) -> None:
+        if self.plan.audit_seconds and time.monotonic() >= self._audit_at:
+            numbers = {*self.processes, *(process.number for process in self.unrecovered)}
+            give_back_abandoned(self.lease.node.id, numbers, self.settler)
+            self._audit_at = time.monotonic() + self.plan.audit_seconds
 
     def _consider_end(self, process: Process) -> None:
         if process.exit_code in _IN_PEACE or process.doom is not None or process.interrupted:

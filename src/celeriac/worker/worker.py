@@ -7,6 +7,7 @@ which its supervisor commands (see `slots.py`). It starts nothing once its super
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -160,9 +161,10 @@ class Worker:
         time_limits: tuple[float | None, float | None] = (None, None),
         task_limits: Mapping[str, tuple[float | None, float | None]] | None = None,
         max_tasks: int | None = None,
+        audit_seconds: float = 0.0,
     ) -> None:
         """`time_limits`: hard and soft, in seconds, for tasks whose message names none; `task_limits`: by task name, before all
-        others. `max_tasks`: end after so many."""
+        others. `max_tasks`: end after so many. `audit_seconds`: how often to ask what we are thought to hold; 0.0: never."""
         self.settler = settler
         self.broker = settler.broker
         self.executor = executor
@@ -178,6 +180,8 @@ class Worker:
         self._unanswered = True
         """There may be deliveries that we were given and do not know of: an answer was lost, or a dead process of our number was given them
         after its supervisor had looked (a server may carry out the last request of a client that is gone)."""
+        self._audit_seconds = audit_seconds or math.inf
+        self._audit_at = time.monotonic() + self._audit_seconds
         self._generation = 0
         """The supervisor's word when the batch began."""
         self.trouble = Trouble(logger, "The engine")
@@ -210,18 +214,24 @@ class Worker:
     # -- the engine ------------------------------------------------------------------------------------------------
 
     def _exchange(self, finished: list[Settlement]) -> list[Delivery]:
-        """Settles and reserves. When an answer was lost on its way, what we may have been given with it is asked for."""
+        """Settles and reserves. When an answer was lost on its way, what we may have been given with it is asked for; and now and then what we are thought to hold,
+        in the moment in which we hold nothing: nobody else would ever get a message whose settlement the server has forgotten."""
         limit = self.batch_size.limit()
         if self.max_tasks is not None:
             limit = min(limit, self.max_tasks - self.done)
         while True:
             try:
-                if self._unanswered:
+                if self._unanswered or time.monotonic() >= self._audit_at:
                     if finished:
-                        self.settler.settle(finished)  # what is refused now had been settled, and only the answer was lost
+                        refused = self.settler.settle(finished)
+                        if not self._unanswered:  # else it had been settled, and only the answer was lost
+                            self._report(refused)
                         finished = []
                     deliveries = self.settler.sifted(self.broker.held(self.holder.node, self.holder.process))
+                    if deliveries and not self._unanswered:
+                        report_forgotten(deliveries)
                     self._unanswered = False
+                    self._audit_at = time.monotonic() + self._audit_seconds
                     if not deliveries:
                         continue
                 else:
@@ -357,6 +367,12 @@ class Worker:
                 return Harvest(taken=0, kept=EVERYTHING)
             time.sleep(0.0005)
         return harvest
+
+
+def report_forgotten(deliveries: Sequence[Delivery]) -> None:
+    logger.warning(
+        "The engine thinks that %d tasks run here that have ended: it has forgotten the end of them. They run again.", len(deliveries)
+    )
 
 
 def deliveries_at(deliveries: list[Delivery], position: int) -> Delivery | None:

@@ -27,6 +27,7 @@ class FakeProcess:
         self.soft_signalled: float | None = None
         self.next_soft_signal = 0.0
         self.freed: float | None = None
+        self.audited_at = 0.0
         self.draining = self.interrupted = False
         self.exit_code: int | None = None
         self.doom: Any = None
@@ -270,3 +271,21 @@ def test_a_soft_limit_is_not_raised_in_hooks(lab: Lab, page: Page, soft_limits: 
     delivery = lab.deliver(work)
     assert soft_limits.run(delivery).record.status == "SUCCESS"
     assert told == [delivery.id]
+
+
+def test_what_the_engine_has_forgotten_is_given_back_beside_a_long_task(lab: Lab, page: Page, process: Any) -> None:
+    @lab.app.task
+    def work() -> None: ...
+
+    forgotten, long = lab.deliver(work), lab.deliver(work)
+    process.plan = plan(audit_seconds=15.0)
+    page.begin_batch(1)
+    page.start(0, long.id, 0, 100.0, 0.0, 0.0)
+    watch(process, lab.settler, 114.0)
+    assert lab.engine.find([forgotten.id])[forgotten.id].state == "leased"
+    watch(process, lab.settler, 116.0)
+    generation, _ = page.command()
+    found = lab.engine.find([forgotten.id, long.id])
+    assert {id: waiting.state for id, waiting in found.items()} == {forgotten.id: "ready", long.id: "leased"}
+    watch(process, lab.settler, 130.0)
+    assert page.command()[0] == generation, "not again at once"

@@ -14,7 +14,7 @@ from celeriac.core.errors import EngineUnavailable
 from celeriac.core.message import Delivery, Record, Settlement, Verdict
 from celeriac.testing.faulty import FaultyEngine
 from celeriac.worker.process import Doom
-from celeriac.worker.recovery import recover
+from celeriac.worker.recovery import give_back_abandoned, recover
 from celeriac.worker.worker import Settler
 
 from .lab import Lab, plan
@@ -168,3 +168,12 @@ def test_it_can_be_done_again_when_the_engine_was_away(lab: Lab, died: Make, del
         recover(process, settler)
     recover(process, settler)
     assert (lab.state(finished.id), counts(lab, ran.id), lab.state(early.id)) == ("SUCCESS", ("ready", 1, 0), "FAILURE")
+
+
+def test_what_processes_hold_that_are_gone_is_given_back(lab: Lab, deliver: Any) -> None:
+    delivery = deliver()
+    holder = delivery.lease.holder
+    give_back_abandoned(holder.node, {holder.process}, lab.settler)
+    assert counts(lab, delivery.id) == ("leased", 0, 0)
+    give_back_abandoned(holder.node, {holder.process + 1}, lab.settler)
+    assert counts(lab, delivery.id) == ("ready", 0, 1)

@@ -8,6 +8,7 @@ A task whose process has died under it is run alone the next time: nothing runs 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import threading
@@ -24,7 +25,7 @@ from ...core.trouble import Trouble
 from ..executor import Executor
 from ..plan import Plan
 from ..slots import Page, ProcessState
-from ..worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_ORPHANED, EXIT_RECYCLED, RETRY_SECONDS, WAIT_SECONDS, WAITS, Settler
+from ..worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_ORPHANED, EXIT_RECYCLED, RETRY_SECONDS, WAIT_SECONDS, WAITS, Settler, report_forgotten
 
 logger = logging.getLogger("celeriac.worker")
 
@@ -58,6 +59,8 @@ class Pump:
         self._finished: deque[Settlement] = deque()
         self._unanswered = True
         """As in `Worker`: there may be deliveries that we do not know of."""
+        self._audit_seconds = plan.audit_seconds or math.inf
+        self._audit_at = time.monotonic() + self._audit_seconds
         self._in_hand: set[str] = set()
         """Ids that were reserved and are not settled."""
         self._taking = True
@@ -96,6 +99,7 @@ class Pump:
         """Reserves and starts until told to stop. Runs in a thread of its own, or in the main one."""
         try:
             while not self._ends():
+                self._audit()
                 places = self._free_places()
                 if not places:
                     continue
@@ -213,6 +217,21 @@ class Pump:
         """What the engine has given us with an answer that was lost on its way."""
         known = set(self._in_hand)  # first: what is settled meanwhile was ours, and is not overlooked
         return [delivery for delivery in self.broker.held(self.holder.node, self.holder.process) if delivery.id not in known]
+
+    def _audit(self) -> None:
+        """Gives back now and then what has ended, but the engine has forgotten it: nobody else would ever get it."""
+        if self._unanswered or time.monotonic() < self._audit_at:
+            return
+        self._audit_at = time.monotonic() + self._audit_seconds
+        try:
+            forgotten = self._overlooked()
+            if forgotten:
+                report_forgotten(forgotten)
+                self.broker.settle(
+                    [Settlement(id=one.id, verdict=Verdict.RELEASED, lease=one.lease, receipt=one.receipt) for one in forgotten]
+                )
+        except EngineUnavailable as error:
+            self._trouble.seen(error)
 
     def _start(self, places: list[int], deliveries: list[Delivery]) -> None:
         suspects = [delivery for delivery in deliveries if delivery.crashes and self.plan.places > 1]
