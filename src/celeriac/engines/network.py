@@ -24,13 +24,15 @@ T = TypeVar("T")
 class Breaker:
     """Spares those who call a server that is away the wait: a view must not hang because the last one did."""
 
-    __slots__ = ("_failures", "_monotonic", "_probe_at", "_trouble")
+    __slots__ = ("_failures", "_monotonic", "_probe_at", "_trouble", "failed_at")
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._failures = 0
         self._probe_at = 0.0
         self._trouble = ""
+        self.failed_at = -math.inf
+        """When a try failed last: a connection that has not been heard of since then may be dead, too."""
 
     def check(self, deadline: float, error: type[EngineUnavailable] = EngineUnavailable) -> None:
         """Before a call that ends by `deadline` (`time.monotonic()`). Raises `error` while the server counts as away; the one who is to try passes."""
@@ -46,10 +48,15 @@ class Breaker:
         # Nobody else tries while this one does.
         self._probe_at = now + max(PROBE_SECONDS, deadline - now)
 
+    def fails(self) -> bool:
+        """The last try did."""
+        return self._failures > 0
+
     def failed(self, trouble: str) -> None:
         self._failures += 1
         self._trouble = trouble
-        self._probe_at = self._monotonic() + PROBE_SECONDS
+        self.failed_at = self._monotonic()
+        self._probe_at = self.failed_at + PROBE_SECONDS
 
     def connected(self) -> None:
         """No answer yet, but quick enough: whatever becomes of this try, others need not wait for its deadline."""

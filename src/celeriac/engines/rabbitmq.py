@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 NODES_SECONDS = 120.0
 """How old a registration may be that is still read; a heartbeat repeats it."""
+SIGN_OFF_SECONDS = 2.0
+"""A worker that stops waits no longer for a server that does not answer: others notice that it is gone."""
+SURVEY_SECONDS = 4.0
+"""How long a supervisor waits to be told of the others; it asks again at its next heartbeat."""
 _BROWSED = 10_000
 """So many dead letters of a queue are looked at."""
 
@@ -366,7 +370,7 @@ class RabbitMQEngine:
         place = self._place_of(node)
         if place is not None:
             place.give_up(node, crashed=False)
-        self._note_gone(node)
+        self._note_gone(node, SIGN_OFF_SECONDS)
 
     def reclaim(self, nodes: Sequence[str] = ()) -> list[str]:
         now = self._clock.monotonic()
@@ -388,8 +392,8 @@ class RabbitMQEngine:
     def _of_node(self, node: Node, lease_seconds: float) -> dict[str, Any]:
         return {"node": msgspec.to_builtins(node), "until": self._clock.time() + lease_seconds}
 
-    def _note_gone(self, node: str) -> None:
-        self._sender.note("nodes", {"gone": node}, time.monotonic() + LOCAL_SECONDS)
+    def _note_gone(self, node: str, seconds: float = LOCAL_SECONDS) -> None:
+        self._sender.note("nodes", {"gone": node}, time.monotonic() + seconds)
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
@@ -417,7 +421,7 @@ class RabbitMQEngine:
     # -- letters -------------------------------------------------------------------------------------------------
 
     def nodes(self) -> list[Node]:
-        deadline = time.monotonic() + LOCAL_SECONDS
+        deadline = time.monotonic() + (SURVEY_SECONDS if self._intake.nodes else LOCAL_SECONDS)
         notes = self._sender.read_notes("nodes", time.time() - NODES_SECONDS, deadline)
         now = self._clock.time()
         found: dict[str, Node] = {}

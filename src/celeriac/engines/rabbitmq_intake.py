@@ -61,9 +61,13 @@ CALM_SECONDS = 10.0
 """After so long without it, the shortest time holds again."""
 LOCAL_SECONDS = 8.0
 """How long a call waits for RabbitMQ, unless it says otherwise."""
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 3.0
+DOUBT_SECONDS = 2.0
+"""A server that has left somebody without an answer may take so long to answer the supervisor whether it is there."""
 ANSWER_SECONDS = 60.0
 """How long a process waits for its supervisor, which waits for RabbitMQ."""
+AWAY_SECONDS = 1.0
+"""So long what a process asks is kept for a lost connection to come back. Then it is told, so that it can look whether it is to stop."""
 RETURN_SECONDS = 3.0
 """So long after a new connection is made, what the last one held may come back to us."""
 REMEMBERED = 10_000
@@ -249,8 +253,8 @@ class _Client:
         """Queues, limit, refused ids, and since when it waits."""
         self.promised: tuple[list[str], list[Held]] | None = None
         """Refused ids, and what it gets as soon as that is in custody."""
-        self.deferred: list[Any] | None = None
-        """What it has asked, and can be told only when RabbitMQ is there again."""
+        self.deferred: tuple[list[Any], float] | None = None
+        """What it has asked, and can be told only when RabbitMQ is there again; and since when it waits."""
         self.holder: Holder | None = None
 
 
@@ -788,6 +792,7 @@ class Intake:
             if one is not None:
                 one.drop("")
         self.connection = self.outlet = None
+        self._doubted_at = 0.0
         if self._demand:
             self._windows.update({queue: consumer.prefetch for (queue, kind), consumer in self._open.items() if kind == "queue"})
         self._consumers.clear()
@@ -913,6 +918,25 @@ class Intake:
             if self._slept() and any(until <= self.clock.monotonic() for _, until in self.nodes.values()):
                 self._forget_all()  # others have had time to run all that we held
             raise
+
+    def _ask_if_in_doubt(self) -> None:
+        """A call has failed since we heard of the server: a connection that nobody has closed may be dead all the same.
+
+        Raises EngineUnavailable until it speaks, or another call has been answered.
+        """
+        connection, now = self.connected(time.monotonic() + LOCAL_SECONDS), time.monotonic()
+        if connection.heard_at > self.sender.breaker.failed_at:
+            self._doubted_at = 0.0
+            return
+        if not self._doubted_at:
+            self._doubted_at = now
+            connection.send(wire.prefetch(3, 1), now + DOUBT_SECONDS)  # this changes nothing, and is answered
+        elif now - self._doubted_at > DOUBT_SECONDS:
+            self._disconnect()
+        if connection.closed or self.sender.breaker.fails():
+            raise EngineUnavailable(f"RabbitMQ at {connection.address} is silent.")
+
+    _doubted_at = 0.0
 
     def _slept(self) -> bool:
         """We were stopped: else the loss of a connection is seen at once."""
@@ -1081,6 +1105,14 @@ class Intake:
 
     def collect(self, address: str, timeout_seconds: float) -> list[Letter]:
         """The letters of a mailbox. While it waits, the processes of this node are served."""
+        try:
+            return self._collect(address, timeout_seconds)
+        except EngineUnavailable as problem:
+            with self.lock:
+                self._serve_meanwhile(problem)
+            raise
+
+    def _collect(self, address: str, timeout_seconds: float) -> list[Letter]:
         deadline = time.monotonic() + timeout_seconds
         with self.lock:
             self.connected(time.monotonic() + LOCAL_SECONDS)
@@ -1094,12 +1126,13 @@ class Intake:
         while True:
             with self.lock:
                 self._pump()
+                self._ask_if_in_doubt()
                 self._tick()
                 box = self.letters.get(address)
                 if box and (len(box) >= expected or time.monotonic() > deadline):
                     self.letters[address] = deque()
                     return list(box)
-                descriptors = [*self._descriptors(), *(one.fileno() for one in self._listeners.values()), *self._clients]
+                descriptors = [*self._descriptors(), *self._local_descriptors()]
                 pause = self._pause_seconds()
             left = deadline - time.monotonic()
             if left <= 0:
@@ -1123,6 +1156,19 @@ class Intake:
         return wire.counted(there)[1]
 
     # -- the processes of this node ------------------------------------------------------------------------------------------
+
+    def _local_descriptors(self) -> list[int]:
+        return [*(one.fileno() for one in self._listeners.values()), *self._clients]
+
+    def _serve_meanwhile(self, problem: EngineUnavailable) -> None:
+        """RabbitMQ is away: nobody who asks is kept waiting for it for long."""
+        self._serve(readable(self._local_descriptors(), 0.0))
+        now = time.monotonic()
+        for client in list(self._clients.values()):
+            if client.deferred is not None and now - client.deferred[1] > AWAY_SECONDS:
+                client.deferred = None
+                self._answer(client, ("away", [str(problem)], ()))
+        self._answer_those_who_ask(now)
 
     def _serve(self, ready: Iterable[int]) -> None:
         listeners = {one.fileno(): one for one in self._listeners.values()}
@@ -1161,14 +1207,14 @@ class Intake:
             del buffer[: 4 + size]
             self._reply(client, request)
 
-    def _reply(self, client: _Client, request: list[Any]) -> None:
+    def _reply(self, client: _Client, request: list[Any], since: float | None = None) -> None:
         client.deferred = None
         try:
             self._answer(client, self._act(client, *request))
         except NodeLost:
             self._answer(client, ("lost", (), ()))
         except EngineUnavailable:
-            client.deferred = request
+            client.deferred = request, time.monotonic() if since is None else since
 
     def _drop_client(self, client: _Client) -> None:
         self._clients.pop(client.link.fileno(), None)
@@ -1296,7 +1342,7 @@ class Intake:
         now = time.monotonic()
         for client in list(self._clients.values()):
             if client.deferred is not None:
-                self._reply(client, client.deferred)
+                self._reply(client, *client.deferred)
         self._check_outlet(now)
         self._post_again(now)
         self._answer_those_who_ask(now)

@@ -488,7 +488,7 @@ class Sender:
                     link = self._idle.pop()
                 except IndexError:
                     break
-                if not link.is_dead():
+                if not link.is_dead() and link.heard_at > self.breaker.failed_at:
                     return link
                 link.drop("")
             self.breaker.check(deadline)
