@@ -40,6 +40,7 @@ def test_p4_a_dead_letter_can_be_replayed(project: Project) -> None:
     project.worker("-c", "1")
     poison = project.tasks.die.delay("poison", unless="mended")
     project.wait_state(poison.id, "FAILURE")
+    until(lambda: project.dead(), "it is a dead letter")
     project.open_gate("mended")
     done = project.command("dead", "replay", poison.id)
     assert done.returncode == 0, done.stderr
@@ -80,7 +81,7 @@ def test_p4_poison_among_threads_does_not_take_its_neighbours_along(project: Pro
     for neighbour in neighbours:
         project.wait_state(neighbour.id, "SUCCESS")
     project.wait_empty()
-    assert list(project.dead()) == [poison.id]
+    until(lambda: list(project.dead()) == [poison.id], "it is the dead letter")
     assert len(project.starts("poison")) == 3
     assert all(len(project.starts(f"neighbour-{number}")) <= 2 for number in range(5)), "a neighbour was killed twice"
 
@@ -95,8 +96,9 @@ def test_p4_interruptions_by_deploys_are_no_crashes(project: Project) -> None:
         until(lambda worker=worker: "Stopping" in worker.log(), "it has noticed")  # type: ignore[misc]
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
-        waiting = project.broker.find([result.id])[result.id]
-        assert (waiting.state, waiting.crashes, waiting.interruptions) == ("ready", 0, times)
+        if project.broker.capabilities.ids:
+            waiting = project.broker.find([result.id])[result.id]
+            assert (waiting.state, waiting.crashes, waiting.interruptions) == ("ready", 0, times)
     project.open_gate("go")
     project.worker("-c", "1", name="w")
     record = project.wait_state(result.id, "SUCCESS")
