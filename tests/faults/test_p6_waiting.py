@@ -24,8 +24,8 @@ def test_p6_what_waits_for_its_time_waits_in_the_engine_and_survives_every_resta
     months = project.tasks.work.apply_async(["months"], countdown=200 * 86400)
     retry_asked = project.wait_state(retried.id, "RETRY").date_done  # not ready, so it has none
     assert retry_asked is None
-    assert project.broker.depth(["celery"])["celery"].leased == 0, "a worker holds what has to wait"
-    assert project.broker.depth(["celery"])["celery"].scheduled == len(delays) + 2
+    assert not project.broker.depth(["celery"])["celery"].leased, "a worker holds what has to wait"
+    assert_scheduled(project, len(delays) + 2)
     worker.signal_all(signal.SIGKILL)
     worker.wait()
     project.worker("-c", "2", name="w")
@@ -36,7 +36,8 @@ def test_p6_what_waits_for_its_time_waits_in_the_engine_and_survives_every_resta
     assert statistics.median(lateness) < 1.0, lateness
     first, second = project.starts("retried")
     assert second.wall - first.wall >= 3.0
-    assert project.broker.find([months.id])[months.id].state == "scheduled"
+    if project.broker.capabilities.ids:
+        assert project.broker.find([months.id])[months.id].state == "scheduled"
     assert not project.starts("months")
 
 
@@ -50,6 +51,11 @@ def test_p6_an_idle_worker_wakes_up_in_time(project: Project) -> None:
         lateness.append(project.wait_started(f"task-{number}").wall - sent - 0.5)
     assert min(lateness) >= 0.0
     assert statistics.median(lateness) < 1.0, lateness
+
+
+def assert_scheduled(project: Project, count: int) -> None:
+    """So many wait for their time. An engine that cannot say so says that."""
+    assert project.broker.depth(["celery"])["celery"].scheduled == (count if project.broker.capabilities.counts else None)
 
 
 def private_bytes(worker: WorkerProcess) -> int:
@@ -78,5 +84,5 @@ def test_p6_waiting_tasks_cost_a_worker_no_memory(project: Project) -> None:
         project.tasks.add.delay(1, 1)
     until(lambda: project.broker.depth(["celery"])["celery"].ready == 0, "the short ones have run")
     assert project.tasks.add.delay(1, 2).get(timeout=40) == 3
-    assert project.broker.depth(["celery"])["celery"].scheduled == 20_000
+    assert_scheduled(project, 20_000)
     assert private_bytes(worker) - before < 2_000_000

@@ -227,7 +227,7 @@ def _queues(app: Celeriac, live: list[Node], name: str) -> Iterator[Finding]:
     consumed = {queue for node in live for queue in node.queues}
     waiting = 0
     for queue, depth in sorted(depths.items()):
-        count = depth.ready + depth.scheduled
+        count = depth.waiting
         waiting += count
         if depth.paused_by is not None:
             yield _note(
@@ -337,4 +337,4 @@ def _tasks(count: int) -> str:
 
 
 def _count(depth: Depth | None) -> int:
-    return depth.ready + depth.scheduled if depth is not None else 0
+    return depth.waiting if depth is not None else 0

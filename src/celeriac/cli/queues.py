@@ -14,7 +14,7 @@ from ..tasks.control import known_queues, live_nodes
 from ..tasks.why import duration_in_words, moment_in_words
 from . import exits
 from .command import Command, Group, comma_separated
-from .session import Session, plural
+from .session import UNKNOWN, Session, plural
 
 if TYPE_CHECKING:
     from ..app import Celeriac
@@ -74,8 +74,14 @@ def _for_machines(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say_queues(session: Session, depths: dict[str, Depth]) -> None:
-    rows = [(name, depth.ready, depth.scheduled, depth.leased, depth.dead, _paused(depth)) for name, depth in depths.items()]
+    rows = [
+        (name, depth.ready, _known(depth.scheduled), _known(depth.leased), depth.dead, _paused(depth)) for name, depth in depths.items()
+    ]
     session.table(("queue", "ready", "scheduled", "running", "dead", ""), rows)
+
+
+def _known(count: int | None) -> int | str:
+    return UNKNOWN if count is None else count
 
 
 def _paused(depth: Depth) -> str:
@@ -169,7 +175,7 @@ def _say_depths_of(session: Session, names: Sequence[str], what: str) -> None:
         return
     for name in names:
         depth = depths.get(name, Depth())
-        session.say(f"Queue '{name}' {what} ({plural(depth.ready + depth.scheduled, 'task')} waiting).")
+        session.say(f"Queue '{name}' {what} ({plural(depth.waiting, 'task')} waiting).")
 
 
 def person() -> str:
@@ -307,7 +313,7 @@ def purge(session: Session, force: bool, named: list[str] | None, exclude_queues
     headline = "queue" if len(names) == 1 else "queues"
     if not force:
         depths = app.broker.depth(names)
-        waiting = sum(depth.ready + depth.scheduled for depth in depths.values())
+        waiting = sum(depth.waiting for depth in depths.values())
         session.remark(
             f"{session.style('WARNING', fg='red')}: This will remove {plural(waiting, 'task')} from {headline}: {', '.join(names)}.\n"
             "         There is no undo for this operation!\n\n(to skip this prompt use the -f option)"
@@ -324,7 +330,7 @@ def purge(session: Session, force: bool, named: list[str] | None, exclude_queues
 
 
 def _remark_on_others(session: Session, app: Celeriac, handled: set[str]) -> None:
-    others = {name: depth for name, depth in app.broker.depth().items() if name not in handled and depth.ready + depth.scheduled}
+    others = {name: depth for name, depth in app.broker.depth().items() if name not in handled and depth.waiting}
     if others:
-        listed = ", ".join(f"'{name}' ({depth.ready + depth.scheduled})" for name, depth in sorted(others.items()))
+        listed = ", ".join(f"'{name}' ({depth.waiting})" for name, depth in sorted(others.items()))
         session.remark(f"Other queues hold tasks too: {listed}. Name them with -Q to purge them.")

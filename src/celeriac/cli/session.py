@@ -17,6 +17,9 @@ from . import exits
 if TYPE_CHECKING:
     from ..app import Celeriac
 
+UNKNOWN = "–"
+"""In a table: a number that nobody can say."""
+
 
 class Session:
     """One call of the command line. Options may stand before the command or after it; the app is looked for when it is first needed."""
@@ -166,7 +169,7 @@ def _cell(value: Any) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text == "" or text.lstrip("-").isdigit()
+    return text in ("", UNKNOWN) or text.lstrip("-").isdigit()
 
 
 def plural(count: int, noun: str, nouns: str = "") -> str:

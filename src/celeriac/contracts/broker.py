@@ -40,6 +40,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     ids: bool = True
     """It knows messages by their ids: a repeat of a publication changes nothing, and `find`, `peek` and `revoke` see every message. Where it does not, they see what
     nodes of this process hold, and dead letters; a revoked message is told so when it is reserved."""
+    counts: bool = True
+    """`depth` says how many are scheduled and leased. Where it does not, these are None, but for what nodes of this process hold."""
     own_timers: bool = False
     """Messages that are not due wait by a clock of the server's that nobody can turn."""
     steps: bool = False

@@ -14,11 +14,17 @@ class Depth(Struct, frozen=True, kw_only=True):
     """How many messages of a queue are in which state."""
 
     ready: int = 0
-    scheduled: int = 0
-    leased: int = 0
+    scheduled: int | None = 0
+    leased: int | None = 0
+    """None, like `scheduled`: the engine cannot say (`Capabilities.counts`)."""
     dead: int = 0
     paused_by: str | None = None
     """Who paused the queue; None when it is not paused."""
+
+    @property
+    def waiting(self) -> int:
+        """Ready and scheduled, as far as the engine can say."""
+        return self.ready + (self.scheduled or 0)
 
 
 class Waiting(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ repeats    RabbitMQ knows no ids. So a publication whose confirmation was lost i
 clocks     delays are measured by the server, `expires` by the worker's clock
 atomic     each publication, each acknowledgement. A list is not: when the connection breaks in its middle, a part of it may be there. A settlement publishes what
            follows first and acknowledges then
-cannot     see, find or remove one message among those that wait, or say what other workers hold
+cannot     see, find or remove one message among those that wait, or say what other workers hold, or how many of a queue wait for their time
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class RabbitMQEngine:
     queues and exchanges), `heartbeat` (seconds), `custody_seconds` (less than half of the server's `consumer_timeout`), `ssl_context`, `connections` (how many a process may publish over).
     """
 
-    capabilities = Capabilities(engine="rabbitmq", priorities=False, atomic_results=False, joins=False, ids=False, own_timers=True)
+    capabilities = Capabilities(
+        engine="rabbitmq", priorities=False, atomic_results=False, joins=False, ids=False, counts=False, own_timers=True
+    )
 
     def __init__(
         self,
@@ -457,12 +459,12 @@ class RabbitMQEngine:
 
     def queues(self) -> list[str]:
         paused, names = self._notes()
-        return sorted({name for name, depth in self._depths(names, paused).items() if depth != Depth()})
+        return sorted(name for name, depth in self._depths(names, paused).items() if _is_known_of(depth))
 
     def depth(self, queues: Sequence[str] | None = None) -> dict[str, Depth]:
         paused, names = self._notes()
         depths = self._depths(names if queues is None else list(queues), paused)
-        return depths if queues is not None else {name: depth for name, depth in depths.items() if depth != Depth()}
+        return depths if queues is not None else {name: depth for name, depth in depths.items() if _is_known_of(depth)}
 
     def _notes(self) -> tuple[dict[str, str], list[str]]:
         """Who paused which queue; and the names of all queues that somebody has declared."""
@@ -483,16 +485,15 @@ class RabbitMQEngine:
     def _depths(self, names: Sequence[str], paused: dict[str, str]) -> dict[str, Depth]:
         deadline = time.monotonic() + LOCAL_SECONDS
         depths = {}
+        places = [engine._intake for engine in _here(self)]
+        knows = any(place.nodes for place in places)
         with self._sender.link(deadline) as link:
             for name in dict.fromkeys(names):
                 ready = _messages(link, self._topology.queue(name), deadline) + _messages(link, self._topology.returned(name), deadline)
                 dead = _messages(link, self._topology.dead(name), deadline)
-                leased = 0
-                for engine in _here(self):
-                    place = engine._intake
-                    leased += sum(held.queue == name and not held.lost for held in place.held.values())
-                    ready += len(place.buffer.get(name) or ())
-                depths[name] = Depth(ready=ready, leased=leased, dead=dead, paused_by=paused.get(name))
+                leased = sum(held.queue == name and not held.lost for place in places for held in place.held.values())
+                ready += sum(len(place.buffer.get(name) or ()) for place in places)
+                depths[name] = Depth(ready=ready, scheduled=None, leased=leased if knows else None, dead=dead, paused_by=paused.get(name))
         return depths
 
     def peek(self, queue: str, *, state: str = "ready", limit: int = 100, offset: int = 0) -> list[Waiting]:
@@ -665,6 +666,11 @@ def _here(engine: RabbitMQEngine) -> list[RabbitMQEngine]:
     """The engines of this process over the same queues, itself first: what one of them holds, the others can settle."""
     others = [one for one in _engines if one is not engine and one.url == engine.url and one._topology.prefix == engine._topology.prefix]
     return [engine, *others]
+
+
+def _is_known_of(depth: Depth) -> bool:
+    """Something of the queue is there, as far as we can see."""
+    return bool(depth.ready or depth.leased or depth.dead or depth.paused_by is not None)
 
 
 def _seconds_to_wait(message: Message, now: float) -> float:

@@ -254,7 +254,8 @@ class _Story:
             return
         ahead = self.where.ahead
         slots = sum(node.concurrency for node in consumers)
-        running = f"; the workers of this queue run up to {slots} at once, and {depth.leased} are taken now" if slots else ""
+        taken = f", and {depth.leased} are taken now" if depth.leased is not None else ""
+        running = f"; the workers of this queue run up to {slots} at once{taken}" if slots else ""
         if ahead:
             self.say("in-line", f"{ahead} {_plural('message', ahead)} of queue '{queue}' {_are(ahead)} ahead of it{running}.", ahead=ahead)
         elif not blocked and "expired" not in self.reasons:

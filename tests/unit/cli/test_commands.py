@@ -13,6 +13,7 @@ import pytest
 
 from celeriac.cli.doctor import examine
 from celeriac.contracts.engine import Engine
+from celeriac.contracts.inspect import Depth
 from celeriac.core.message import Holder, Record, Settlement, Verdict
 from celeriac.core.serialize import decode_body, encode_exception, encode_value
 from tests.unit.cli.conftest import Run
@@ -199,6 +200,13 @@ def test_list(engine: Engine, run: Run, run_json: RunJson) -> None:
     assert run_json("list", "nodes")[0]["name"] == NAME
     assert run_json("list", "dead")[0]["reason"] == "3 processes died under it"
     assert set(run_json("list")) == {"queues", "nodes", "tasks", "dead"}
+
+
+def test_what_an_engine_cannot_count_is_no_number(engine: Engine, run: Run, run_json: RunJson, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(engine), "depth", lambda *_: {"mail": Depth(ready=2, scheduled=None, leased=None)})
+    assert run("-A", "proj", "list", "queues").stdout.splitlines()[1].split() == ["mail", "2", "–", "–", "0"]
+    assert run_json("list", "queues")["mail"]["scheduled"] is None
+    assert "2 tasks" in run("-A", "proj", "doctor").stdout
 
 
 def test_queues_are_paused_and_resumed(engine: Engine, run: Run, run_json: RunJson) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from ...contracts.engine import Engine
 from ...contracts.inspect import Depth
@@ -98,7 +99,7 @@ class Inspection(EngineTests):
         engine.settle([settlement(dead, Verdict.DEAD, reason="x")])
         assert engine.purge(["celery", "c", "nothing"]) == 4
         assert engine.purge(["celery"]) == 0
-        assert engine.depth() == {"celery": Depth(leased=1, dead=1), "b": Depth(ready=1)}
+        assert depths(engine) == {"celery": Depth(leased=1, dead=1), "b": Depth(ready=1)}
         clock.advance(10)
         assert take(engine, start(engine), "celery", "c") == []
         assert engine.settle([settlement(leased)]) == []
@@ -132,5 +133,14 @@ class Inspection(EngineTests):
         engine.pause(["celery"], by="anna")
         assert engine.settle([settlement(done), settlement(released, Verdict.RELEASED)]) == []
         assert engine.reclaim(["anna"]) == ["m2"]
-        assert engine.depth() == {"celery": Depth(ready=2, paused_by="anna")}
+        assert depths(engine) == {"celery": Depth(ready=2, paused_by="anna")}
         assert state_of(engine, "m1") == "ready"
+
+
+def depths(engine: Engine) -> dict[str, Depth]:
+    """0 for what it says that it cannot say."""
+    told = engine.depth()
+    if engine.capabilities.counts:
+        return told
+    assert all(depth.scheduled is None for depth in told.values())
+    return {name: structs.replace(depth, scheduled=0, leased=depth.leased or 0) for name, depth in told.items()}

@@ -136,7 +136,7 @@ class Processes(EngineTests):
         follow_ups = ids(engine.peek("next", limit=10_000))
         assert len(follow_ups) == len(expected)
         assert set(follow_ups) == {f"{id}+" for id in expected}
-        assert engine.depth(["celery"])["celery"].leased == 0
+        assert not engine.depth(["celery"])["celery"].leased
 
     def test_a_hundred_registrations_and_publishings_of_the_same(
         self, live: Engine, live_other: Engine, threads: ThreadPoolExecutor
