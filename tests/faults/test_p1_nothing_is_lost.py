@@ -144,5 +144,7 @@ def test_p1_a_retry_and_a_follow_up_survive_the_death_of_everything(project: Pro
     project.wait_state(retried.id, "SUCCESS")
     until(lambda: project.starts("child"), "the callback has run")
     project.wait_empty()
-    assert [entry.retries for entry in project.starts("flaky")] == [0, 1]
+    retries = [entry.retries for entry in project.starts("flaky")]
+    # Where results live elsewhere, RETRY may be stored when the retry is not published yet: the first try is made again then.
+    assert retries == [0, 1] or (retries == [0, 0, 1] and not project.broker.capabilities.atomic_results)
     assert len(project.starts("parent")) == len(project.starts("child")) == 1

@@ -108,10 +108,10 @@ def test_p2_another_machine_has_the_tasks_when_the_lease_has_run_out(make_projec
     dead.signal_all(signal.SIGKILL)
     again = project.wait_started("task", times=2)
     assert again.pid != started.pid
-    assert again.at - killed_at > 1.5, "not before the lease could have run out"
+    assert again.at - killed_at > 1.5 or project.broker.capabilities.connection_leases, "not before the lease could have run out"
     project.open_gate("go")
     project.wait_empty()
-    assert [node.pid for node in project.broker.nodes()] == [project.workers[1].pid]
+    until(lambda: [node.pid for node in project.broker.nodes()] == [project.workers[1].pid], "the dead one is forgotten")
 
 
 def test_p2_a_restart_with_the_same_name_has_the_tasks_at_once(make_project: MakeProject) -> None:

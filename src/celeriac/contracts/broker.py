@@ -42,6 +42,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     nodes of this process hold, and dead letters; a revoked message is told so when it is reserved."""
     counts: bool = True
     """`depth` says how many are scheduled and leased. Where it does not, these are None, but for what nodes of this process hold."""
+    connection_leases: bool = False
+    """A lease ends with the connection of its node, also before its time; after its time, the server ends the connection."""
     own_timers: bool = False
     """Messages that are not due wait by a clock of the server's that nobody can turn."""
     steps: bool = False

@@ -122,6 +122,8 @@ class Delivery(Struct, frozen=True, kw_only=True):
     """True when its id had been revoked before it was reserved."""
     repeated: bool = False
     """It may be a second copy of a message that is done already: only of engines that do not know ids (`Capabilities.ids`), whose results live elsewhere."""
+    success: Record | None = None
+    """The result that an earlier run of it has stored, somewhere else than in the engine, before its worker died: nothing is to be run again, only what follows is missing."""
     raw_message: bytes = b""
     error: str = ""
 

@@ -70,7 +70,14 @@ class RabbitMQEngine:
     """
 
     capabilities = Capabilities(
-        engine="rabbitmq", priorities=False, atomic_results=False, joins=False, ids=False, counts=False, own_timers=True
+        engine="rabbitmq",
+        priorities=False,
+        atomic_results=False,
+        joins=False,
+        ids=False,
+        counts=False,
+        own_timers=True,
+        connection_leases=True,
     )
 
     def __init__(
@@ -97,13 +104,14 @@ class RabbitMQEngine:
             raise ImproperlyConfigured(f"queue_type is 'quorum' or 'classic', not {queue_type!r}.")
         self._topology = Topology(prefix=str(given.get("name_prefix", "")), queue_type=queue_type, queues=task_queues or ())
         self._sender = Sender(addresses, self._topology, tls=given.get("ssl_context"), connections=int(given.get("connections", 4)))
+        self._heartbeat_seconds = int(given.get("heartbeat", 10))
         self._intake = Intake(
             addresses,
             self._topology,
             self._sender,
             clock,
             tls=given.get("ssl_context"),
-            heartbeat_seconds=int(given.get("heartbeat", 10)),
+            heartbeat_seconds=self._heartbeat_seconds,
             custody_seconds=float(given.get("custody_seconds", 30.0)),
             revokes_expire_seconds=revokes_expire_seconds,
         )
@@ -279,7 +287,7 @@ class RabbitMQEngine:
             again = key in self._begun or key[1] > 1
             mine = held.get(one.id)
             if mine is not None and one.lease is not None:
-                publications += self._what_becomes(one, mine, now, again=key in self._begun)
+                publications += self._what_becomes(one, mine, now, again=key in self._begun or mine.crashes + mine.interruptions > 0)
             publications += [self._publication(self._inherited(message, one.id), now, again=again) for message in one.follow_ups]
         if not publications:
             return
@@ -315,7 +323,7 @@ class RabbitMQEngine:
                     held = msgspec.structs.replace(held, properties=fresh.properties, body=fresh.body)
                 counts = [held.crashes + crashed, held.interruptions + (not crashed), held.token]
                 delay = 0.0 if crashed else one.delay_seconds
-                properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since, "celeriac-again": None})
+                properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since})
                 return [
                     addressed(self._topology, "returned", held.queue, self._topology.returned(held.queue), properties, held.body, delay)
                 ]
@@ -355,7 +363,8 @@ class RabbitMQEngine:
     # -- nodes and their leases ----------------------------------------------------------------------------------
 
     def register(self, node: Node, *, lease_seconds: float) -> None:
-        self._intake.register(node, self._clock.monotonic() + lease_seconds)
+        beat = min(self._heartbeat_seconds, max(1, round(lease_seconds / 3)))
+        self._intake.register(node, self._clock.monotonic() + lease_seconds, beat)
         deadline = time.monotonic() + LOCAL_SECONDS
         with self._sender.link(deadline) as link:
             link.declare("delays", "", deadline)
@@ -387,8 +396,12 @@ class RabbitMQEngine:
                 ids += place.give_up(node, crashed=True)
                 self._note_gone(node)
         for node in nodes:
-            if self._place_of(node) is None:
+            if self._place_of(node) is None:  # it may live: its worker hears of it, and lets go of all
+                self._note({"gone": node})
                 self._note_gone(node)
+        for other in self.nodes():  # RabbitMQ has taken back what it held, or is about to
+            if other.lease_left_seconds < 0.0:
+                self._note_gone(other.id)
         return ids
 
     def _of_node(self, node: Node, lease_seconds: float) -> dict[str, Any]:
@@ -652,7 +665,7 @@ class RabbitMQEngine:
         desk: Desk | None = getattr(self._desks, "last", None)
         if desk is None or desk.node != node:
             self._leave_desk()
-            desk = self._desks.last = Desk(node)
+            desk = self._desks.last = Desk(node, self._intake.heartbeat_seconds)
         return desk
 
     def _leave_desk(self) -> None:

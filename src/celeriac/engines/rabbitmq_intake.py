@@ -64,8 +64,8 @@ LOCAL_SECONDS = 8.0
 CONNECT_SECONDS = 3.0
 DOUBT_SECONDS = 2.0
 """A server that has left somebody without an answer may take so long to answer the supervisor whether it is there."""
-ANSWER_SECONDS = 60.0
-"""How long a process waits for its supervisor, which waits for RabbitMQ."""
+ANSWER_SECONDS = 10.0
+"""A supervisor that leaves its process without an answer for so long, and for three heartbeats, is stopped or dead: RabbitMQ has given others what it held."""
 AWAY_SECONDS = 1.0
 """So long what a process asks is kept for a lost connection to come back. Then it is told, so that it can look whether it is to stop."""
 RETURN_SECONDS = 3.0
@@ -103,7 +103,7 @@ class Held(msgspec.Struct, array_like=True):
     token: int = 0
     since: float = 0.0
     again: bool = False
-    """It may be a second copy of a message that is done, and is seen for the first time: what was begun before has to be finished, whatever is stored of it."""
+    """It may be a second copy of a message that is done."""
     tag: int | None = None
     """The broker's number of it; None while it is on its way into custody, or lost."""
     lost: bool = False
@@ -156,7 +156,7 @@ def read_slip(properties: bytes, body: bytes, queue: str, tag: int, redelivered:
         interruptions=counts[1] + lost,
         token=counts[2] + lost,
         since=float(since),
-        again=bool(headers.get("celeriac-again")) and not lost,
+        again=bool(headers.get("celeriac-again")),
         tag=tag,
         base=counts[2],
         copy=len(counts) > 3,
@@ -178,8 +178,7 @@ def readdressed(
 ) -> Publication:
     """The message as it was, with these counts, to the queue of what was given back; after so many seconds."""
     counts = [held.crashes if crashes is None else crashes, held.interruptions if interruptions is None else interruptions, held.token]
-    begun = {"celeriac-again": None} if held.holder is not None else {}
-    properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since, **begun})
+    properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since})
     return addressed(topology, "returned", held.queue, topology.returned(held.queue), properties, held.body, seconds)
 
 
@@ -290,7 +289,6 @@ class Intake:
         self.buffer: dict[str, list[Held]] = {}
         self.paused: dict[str, str] = {}
         self.revoked: dict[str, float] = {}
-        self.known_queues: set[str] = set()
         self.letters: dict[str, deque[Letter]] = {}
         self._consumers: dict[str, _Consumer] = {}
         self._ended: dict[str, _Consumer] = {}
@@ -332,8 +330,11 @@ class Intake:
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
-    def register(self, node: Node, until: float) -> None:
+    def register(self, node: Node, until: float, heartbeat_seconds: int) -> None:
         with self.lock:
+            if heartbeat_seconds < self.heartbeat_seconds:
+                self.heartbeat_seconds = heartbeat_seconds
+                self._disconnect()
             self.connected(time.monotonic() + LOCAL_SECONDS)
             self.nodes[node.id] = (node, until)
             if node.id not in self._listeners and node.pid == os.getpid():
@@ -342,16 +343,20 @@ class Intake:
     def give_up(self, node: str, *, crashed: bool) -> list[str]:
         """The node is gone: what it held is ready again. Returns the ids."""
         with self.lock:
-            self.nodes.pop(node, None)
-            listener = self._listeners.pop(node, None)
-            if listener is not None:
-                _unlisten(listener)
-            mine = [held for held in self.held.values() if held.holder is not None and held.holder.node == node]
-            if mine:
-                self._publish_back(mine, crashed=crashed, interrupted=not crashed)
+            ids = self._begin_to_give_up(node, crashed=crashed)
+            if ids:
                 self._await(lambda: not self._outbox and not self._refused, time.monotonic() + LOCAL_SECONDS)
-            self._forget_demand(node)
-            return [held.id for held in mine]
+            return ids
+
+    def _begin_to_give_up(self, node: str, *, crashed: bool) -> list[str]:
+        self.nodes.pop(node, None)
+        listener = self._listeners.pop(node, None)
+        if listener is not None:
+            _unlisten(listener)
+        mine = [held for held in self.held.values() if held.holder is not None and held.holder.node == node]
+        self._publish_back(mine, crashed=crashed, interrupted=not crashed)
+        self._forget_demand(node)
+        return [held.id for held in mine if not held.lost]
 
     def _forget_demand(self, node: str) -> None:
         self._demand = {holder: wish for holder, wish in self._demand.items() if holder.node != node}
@@ -586,12 +591,12 @@ class Intake:
 
     def _publish_back(self, messages: Sequence[Held], *, crashed: bool = False, interrupted: bool = False) -> None:
         """→ ready again, with these counts; out of our hands."""
-        messages = [held for held in messages if not held.lost]
+        ours = [held for held in messages if not held.lost]
         publications = [
             readdressed(held, self.topology, crashes=held.crashes + crashed, interruptions=held.interruptions + interrupted)
-            for held in messages
+            for held in ours
         ]
-        self._post(publications, [held.tag for held in messages if held.tag is not None])
+        self._post(publications, [held.tag for held in ours if held.tag is not None])
         for held in messages:
             self.held.pop(held.id, None)
             if held.id in self._copies:
@@ -1038,8 +1043,7 @@ class Intake:
         token, since, marked = self._done.get(held.id, _NEVER)
         if held.base >= token:
             return False
-        repeated = held.base > 0 and (marked or _MARK in held.properties)
-        return repeated or (held.doubtful and held.since == since)
+        return marked or _MARK in held.properties or (held.doubtful and held.since == since)
 
     def _put_off(self) -> None:
         """Not due: it waits in the broker."""
@@ -1087,8 +1091,8 @@ class Intake:
                 self.paused.pop(queue, None)
         elif "revoke" in note:
             self._note_revokes(note)
-        elif "queue" in note:
-            self.known_queues.add(note["queue"])
+        elif note.get("gone") in self.nodes:
+            self._begin_to_give_up(note["gone"], crashed=True)
 
     def _note_revokes(self, note: dict[str, Any]) -> None:
         until = note["at"] + self.revokes_expire_seconds
@@ -1391,7 +1395,7 @@ class Intake:
         for held in messages:
             held.taken_at = time.monotonic()
             counts = [held.crashes + 1, held.interruptions, held.token, 1]
-            mark = {"celeriac-counts": counts, "celeriac-since": held.since, "celeriac-again": None, "id": held.id}
+            mark = {"celeriac-counts": counts, "celeriac-since": held.since, "id": held.id}
             properties = relabelled(held.properties, mark)
             back = self.topology.returned(held.queue)
             publications.append(Publication(self._custody, back, properties, held.body, (("returned", held.queue),)))
@@ -1449,9 +1453,11 @@ class Intake:
 class Desk:
     """Asks the supervisor of a node, from one of its processes. One thread uses it."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, heartbeat_seconds: float) -> None:
         self.node = node
         self._link = _reach(node)
+        self._patience_seconds = max(ANSWER_SECONDS, 3.0 * heartbeat_seconds)
+        self._silent = False
 
     def exchange(self, holder: Holder, leases: Sequence[Any], queues: Sequence[str], limit: int) -> tuple[list[str], list[Held]]:
         _, refused, held = self._ask(["exchange", holder.node, holder.process, leases, queues, limit])
@@ -1473,10 +1479,8 @@ class Desk:
             return bool(answer[0] == "woken")
         self._send(["unwait"])
         woken = False
-        while (answer := self._receive(ANSWER_SECONDS)) is not None and answer[0] != "unwaited":
-            woken = woken or answer[0] == "woken"
-        if answer is None:
-            raise EngineUnavailable("The supervisor of this process does not answer.")
+        while self._answer()[0] != "unwaited":
+            woken = True
         return woken
 
     def close(self) -> None:
@@ -1484,13 +1488,18 @@ class Desk:
 
     def _ask(self, request: Any) -> _Answer:
         self._send(request)
-        answer = self._receive(ANSWER_SECONDS)
-        if answer is None:
-            raise EngineUnavailable("The supervisor of this process does not answer.")
+        answer = self._answer()
         if answer[0] == "lost":
             raise NodeLost(self.node)
         if answer[0] == "away":
             raise EngineUnavailable(answer[1][0])
+        return answer
+
+    def _answer(self) -> _Answer:
+        answer = None if self._silent else self._receive(self._patience_seconds)
+        if answer is None:
+            self._silent = True
+            raise NodeLost(self.node)
         return answer
 
     def _send(self, request: Any) -> None:

@@ -66,6 +66,8 @@ class Request:
     message: Message
     embed: dict[str, Any]
     delivery: Delivery | None
+    is_held: Callable[[], bool] = staticmethod(lambda: True)
+    """Whether the message is still ours, where the results live elsewhere and so cannot tell."""
     running: Task[..., Any] | None = None
     """The task that runs; set when the run begins."""
     outer: Request | None = None

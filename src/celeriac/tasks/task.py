@@ -448,7 +448,10 @@ class Task(Generic[P, R]):
         own = task_id == own_id
         delivery = request.delivery
         # Without acks_late the message was settled before the run, and its lease proves nothing any more.
-        lease = delivery.lease if own and delivery is not None and self.acks_late and app.results_with_broker else None
+        holds = own and delivery is not None and self.acks_late
+        lease = delivery.lease if holds and delivery is not None and app.results_with_broker else None
+        if holds and lease is None and not request.is_held():
+            return
         if isinstance(meta, BaseException):
             result = encode_exception(meta)
         else:

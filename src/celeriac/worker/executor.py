@@ -9,7 +9,9 @@ same code as in eager mode; what comes of it becomes a Settlement here, with all
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, cast
@@ -75,8 +77,10 @@ class Executor:
         settings: ExecutorSettings,
         hostname: str,
         gate: Callable[[Task[Any, Any]], float] | None = None,
+        lease_until: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        """`gate` says for how many seconds a task has to wait for its rate limit; 0.0 lets it through."""
+        """`gate` says for how many seconds a task has to wait for its rate limit; 0.0 lets it through. `lease_until`: what is held is certain to be ours until that
+        moment (seconds of the monotonic clock)."""
         self.tasks = tasks
         self.broker = broker
         self.backend = backend
@@ -84,6 +88,7 @@ class Executor:
         self.settings = settings
         self.hostname = hostname
         self.gate = gate
+        self.lease_until = lease_until
         self.joins = cast("Joins", broker if broker.capabilities.joins else backend)
         self.fences_records = backend is broker  # type: ignore[comparison-overlap]
         self.accept = frozenset(settings.accept_content)
@@ -146,7 +151,7 @@ class Executor:
 
     def prepare(self, delivery: Delivery) -> Settlement | tuple[Task[Any, Any], Request, bool]:
         """All that comes before the call: a Settlement if there will be no call."""
-        judged = self._judge(delivery)
+        judged = self._judge(delivery) if delivery.success is None else self._followed_up(delivery, delivery.success)
         if judged is not None:
             return judged
         message = delivery.message
@@ -163,6 +168,8 @@ class Executor:
             if failed is not None:
                 return self.concluded(delivery, failed)
         request = Request(message, args, kwargs, embed, hostname=self.hostname, delivery=delivery)
+        if not self.fences_records:
+            request.is_held = lambda: self._holds(delivery)
         if self.gate is not None and task.rate_limit is not None:
             pause = self.gate(task)
             if pause > 0.0:
@@ -270,6 +277,30 @@ class Executor:
         if delivery.crashes:
             return self._poisoned(delivery, self.tasks[message.task])
         return None
+
+    def _holds(self, delivery: Delivery) -> bool:
+        if time.monotonic() < self.lease_until():
+            return True
+        holder = delivery.lease.holder
+        return any(held.lease == delivery.lease for held in self.broker.held(holder.node, holder.process))
+
+    def _followed_up(self, delivery: Delivery, record: Record) -> Settlement | None:
+        """Ends a delivery whose result is stored: its worker died before it could publish what follows, or before it could say that it had."""
+        message = delivery.message
+        if message is None or message.task not in self.tasks:
+            return self._judge(delivery)
+        task = self.tasks[message.task]
+        args, kwargs, embed = decode_body(message, self.accept)
+        request = Request(message, args, kwargs, embed, hostname=self.hostname, delivery=delivery)
+        attempt = record.attempts[-1] if record.attempts else None
+        outcome = Outcome(
+            state=states.SUCCESS,
+            value=decode_value(record.result),
+            encoded=record.result,
+            started_at=attempt.started_at if attempt is not None else datetime.now(UTC),
+            runtime_seconds=attempt.runtime_seconds if attempt is not None else 0.0,
+        )
+        return structs.replace(self.settlement(delivery, task, request, outcome), record=None)
 
     def _poisoned(self, delivery: Delivery, task: Task[Any, Any]) -> Settlement | None:
         limit = self.settings.task_max_crashes

@@ -25,13 +25,17 @@ class NodeLease:
         self.node = node
         self.heartbeat_seconds = heartbeat_seconds
         self.lease_seconds = lease_seconds
+        self.until = 0.0
+        """It has been confirmed until then (seconds of the monotonic clock)."""
         self._next_beat = 0.0
 
     def begin(self) -> None:
         """Registers, under a new id each time, and takes back at once what dead workers of this machine held."""
         self._next_beat = 0.0  # until this has come to its end, the next beat says what there is
         self.node = structs.replace(self.node, id=new_id(), started_at=time.time())
+        now = time.monotonic()
         self.broker.register(self.node, lease_seconds=self.lease_seconds)
+        self.until = now + self.lease_seconds
         self.reclaim()
         self._next_beat = time.monotonic() + self.heartbeat_seconds
 
@@ -43,6 +47,7 @@ class NodeLease:
         alive = self.broker.heartbeat(self.node.id, lease_seconds=self.lease_seconds)
         self._next_beat = now + self.heartbeat_seconds
         if alive:
+            self.until = now + self.lease_seconds
             self.reclaim()
         return alive
 

@@ -200,8 +200,9 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
         settings=app.settings,
         hostname=plan.hostname,
         gate=None if app.conf.worker_disable_rate_limits else RateLimits(plan.rates_fd, app.tasks).pause_seconds,
+        lease_until=page.lease_until,
     )
-    settler = Settler(broker, backend, together=app.results_with_broker)
+    settler = Settler(broker, backend, together=app.results_with_broker, lease_until=page.lease_until)
     holder = Holder(plan.node, plan.process)
     events.worker_process_init.send(sender=plan.hostname, hostname=plan.hostname)
     code = EXIT_OK

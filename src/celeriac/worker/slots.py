@@ -1,10 +1,10 @@
 """A page of memory that a supervisor shares with one of its processes.
 
 With it the supervisor sees, while the process is deep in C code that holds the GIL, what runs there, since when and until when it may, and what is finished
-but not settled. The process writes; the supervisor reads, and writes only the two words that command (`generation`, `stop`) and its answer to a harvest.
+but not settled. The process writes; the supervisor reads, and writes only the two words that command (`generation`, `stop`), its answer to a harvest, and until when the node's lease holds.
 
     header                     generation · stop │ harvested · taken · kept │ state · batch size · outcomes · bytes of them · tasks done
-                               number of the batch (odd while it is open) · batch of the last harvest
+                               number of the batch (odd while it is open) · batch of the last harvest │ until when the lease holds
     place 0 … concurrency-1    started, soft and hard deadline (seconds of the monotonic clock), position in the batch, id
     ring                       finished, unsettled outcomes of this batch: length and JSON of each Settlement
 
@@ -36,7 +36,7 @@ _DONE = struct.Struct("<Q")
 _LENGTH = struct.Struct("<I")
 _PLACE = struct.Struct("<dddIH1018s")
 _PLACE_LENGTH = struct.Struct("<H")
-_SOFT = struct.Struct("<d")
+_MOMENT = struct.Struct("<d")
 
 _COMMAND_AT = 0
 _ANSWER_AT = 8
@@ -45,6 +45,7 @@ _BATCH_AT = 24
 _DONE_AT = 40
 _NUMBER_AT = 48
 _HARVESTED_AT = 52
+_LEASE_AT = 56
 _PLACES_AT = 64
 _PLACE_BYTES = 1048
 _PLACE_LENGTH_AT = 28
@@ -167,7 +168,7 @@ class Page:
 
     def soft_limit_raised(self, place: int) -> None:
         """The task at this place has been told of its soft limit."""
-        _SOFT.pack_into(self._memory, _PLACES_AT + place * _PLACE_BYTES + 8, 0.0)
+        _MOMENT.pack_into(self._memory, _PLACES_AT + place * _PLACE_BYTES + 8, 0.0)
 
     def clear(self, place: int) -> None:
         """Nothing runs at this place any more."""
@@ -180,6 +181,10 @@ class Page:
     def command(self) -> tuple[int, int]:
         """(generation, stop): a new generation means the supervisor harvests; stop means to start nothing more."""
         return _WORDS.unpack_from(self._memory, _COMMAND_AT)
+
+    def lease_until(self) -> float:
+        """Until then (seconds of the monotonic clock) what this process holds is its own, whatever happens; later it may be."""
+        return float(_MOMENT.unpack_from(self._memory, _LEASE_AT)[0])
 
     def harvest(self, generation: int) -> Harvest | None:
         """The supervisor's answer to this generation, once it is there."""
@@ -230,6 +235,10 @@ class Page:
             (length,) = _LENGTH.unpack_from(self._memory, self._ring_at + at)
             yield _decode(self._memory[self._ring_at + at + 4 : self._ring_at + at + 4 + length])
             at += 4 + length
+
+    def renew(self, lease_until: float) -> None:
+        """Says until when the lease of the node holds."""
+        _MOMENT.pack_into(self._memory, _LEASE_AT, lease_until)
 
     def raise_generation(self) -> int:
         """Asks the process to start nothing more of its batch until `answer`. Returns the new generation."""

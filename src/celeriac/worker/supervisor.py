@@ -57,8 +57,9 @@ POOLS = ("prefork", "solo", "threads", "asyncio", "gevent", "eventlet")
 _DEFAULT_CONCURRENCY = {"solo": 1, "threads": 10, "asyncio": 100, "gevent": 100, "eventlet": 100}
 
 EXIT_RESTART = 75
-_IN_PEACE = (EXIT_OK, EXIT_RECYCLED)
 """`run_worker` was asked (SIGHUP) to begin again as a fresh program."""
+_IN_PEACE = (EXIT_OK, EXIT_RECYCLED)
+"""A process that ends so has settled all that was its own."""
 
 
 def run_worker(app: Celeriac, options: WorkerOptions, companions: Sequence[Companion] = ()) -> int:
@@ -220,6 +221,7 @@ class Supervisor:
         self._tick_seconds = min(IDLE_TICK_SECONDS, self._tick_seconds * 1.2)
         now = time.monotonic()
         for process in self.processes.values():
+            process.page.renew(self.lease.until)
             if process.page.state() == ProcessState.BUSY:
                 self._tick_seconds = TICK_SECONDS
                 watch(process, self.settler, now)

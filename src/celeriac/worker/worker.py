@@ -20,7 +20,7 @@ from ..contracts.joins import Joins
 from ..contracts.results import ResultBackend
 from ..core.errors import EngineUnavailable, NodeLost
 from ..core.message import Delivery, Holder, Record, Settlement, Verdict
-from ..core.states import READY_STATES
+from ..core.states import READY_STATES, SUCCESS
 from ..core.trouble import Trouble
 from .batches import BatchSize
 from .executor import Executor
@@ -55,10 +55,14 @@ class Settler:
     and follow-ups have derived ids.
     """
 
-    def __init__(self, broker: Broker, backend: ResultBackend, *, together: bool) -> None:
+    def __init__(
+        self, broker: Broker, backend: ResultBackend, *, together: bool, lease_until: Callable[[], float] = lambda: math.inf
+    ) -> None:
+        """`lease_until`: what is held is certain to be ours until that moment (seconds of the monotonic clock)."""
         self.broker = broker
         self.backend = backend
         self.together = together
+        self._lease_until = lease_until
         self._joins_apart = not broker.capabilities.joins
         # Only a backend that sends results to who called (`rpc://`) has to know who that was; it can look nothing up.
         self._expect: Callable[[Sequence[Delivery]], None] | None = getattr(backend, "expect", None)
@@ -72,9 +76,10 @@ class Settler:
         if self.together:
             return self.broker.exchange(settlements, queues, limit=limit, holder=holder)
         self._own = {holder}
-        refused, deliveries = self.broker.exchange(self._stored(settlements), queues, limit=limit, holder=holder)
-        self._leave(settlements, refused)
-        return refused, self.sifted(deliveries)
+        mine, stale = self._ours(settlements)
+        refused, deliveries = self.broker.exchange(self._stored(mine), queues, limit=limit, holder=holder)
+        self._leave(mine, refused)
+        return stale + refused, self.sifted(deliveries)
 
     def reserve(self, queues: Sequence[str], limit: int, holder: Holder, wait_seconds: float) -> list[Delivery]:
         """Waits for what is next. Raises EngineUnavailable or NodeLost."""
@@ -85,23 +90,46 @@ class Settler:
         """Settles. Raises EngineUnavailable; then it may be called again with the same settlements."""
         if self.together:
             return self.broker.settle(settlements)
-        refused = self.broker.settle(self._stored(settlements))
-        self._leave(settlements, refused)
-        return refused
+        mine, stale = self._ours(settlements)
+        refused = self.broker.settle(self._stored(mine))
+        self._leave(mine, refused)
+        return stale + refused
+
+    def _ours(self, settlements: Sequence[Settlement]) -> tuple[Sequence[Settlement], list[str]]:
+        """Those whose results may be stored, and the ids of those that are somebody else's by now: the fence of the engine comes too late for a result elsewhere."""
+        if time.monotonic() < self._lease_until() or not settlements:
+            return settlements, []
+        holders = {settlement.lease.holder for settlement in settlements if settlement.lease is not None}
+        leases = {held.id: held.lease for holder in holders for held in self.broker.held(holder.node, holder.process)}
+        mine = [settlement for settlement in settlements if settlement.lease is None or leases.get(settlement.id) == settlement.lease]
+        kept = {settlement.id for settlement in mine}
+        return mine, [settlement.id for settlement in settlements if settlement.id not in kept]
 
     def sifted(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Those that are not second copies of what is done; these are acknowledged here."""
+        """Those that are not done already; these are acknowledged here. What came back and has its result, but maybe not what follows, says so (`success`)."""
         if self._expect is not None:
             self._expect(deliveries)
-        doubtful = [delivery for delivery in deliveries if delivery.repeated]
-        if not doubtful or self.together or not self._keeps:
+        if self.together or not self._keeps:
+            return deliveries
+        doubtful = [delivery for delivery in deliveries if delivery.repeated or not _is_fresh(delivery)]
+        if not doubtful:
             return deliveries
         records = self.backend.fetch([delivery.id for delivery in doubtful])
-        done = {id for id, record in records.items() if record.status in READY_STATES}
-        copies = [delivery for delivery in doubtful if delivery.id in done]
-        if copies:
-            self.broker.settle([Settlement(id=copy.id, verdict=Verdict.DONE, lease=copy.lease, receipt=copy.receipt) for copy in copies])
-        return [delivery for delivery in deliveries if not (delivery.repeated and delivery.id in done)]
+        ended = {
+            delivery.id: record
+            for delivery in doubtful
+            if (record := records.get(delivery.id)) is not None and record.status in READY_STATES and _is_of(record, delivery)
+        }
+        over = {one.id: one for one in doubtful if one.id in ended and _is_over(one, ended[one.id])}
+        if over:
+            self.broker.settle([Settlement(id=one.id, verdict=Verdict.DONE, lease=one.lease, receipt=one.receipt) for one in over.values()])
+        return [
+            structs.replace(delivery, success=ended[delivery.id])
+            if delivery.id in ended and ended[delivery.id].status == SUCCESS
+            else delivery
+            for delivery in deliveries
+            if delivery.id not in over
+        ]
 
     def _stored(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
         """What is left for the broker to do."""
@@ -144,6 +172,23 @@ class Settler:
                 cast("Joins", self.backend).leave(left)
             except EngineUnavailable as error:  # the messages are settled; `prune` removes these joins in its time
                 logger.warning("Joins that have been used are left behind: %s", error)
+
+
+def _is_fresh(delivery: Delivery) -> bool:
+    """Nobody has had it before: it is not a run that was cut short and has to be brought to its end."""
+    return not delivery.crashes and not delivery.interruptions
+
+
+def _is_of(record: Record, delivery: Delivery) -> bool:
+    """Whether this result is of the same call, in this try or a later one, and not of a call before it with the same id."""
+    if delivery.message is None or record.retries < delivery.message.retries:
+        return False
+    return delivery.repeated or (record.date_done is not None and record.date_done.timestamp() >= delivery.waiting_since)
+
+
+def _is_over(delivery: Delivery, record: Record) -> bool:
+    """It is a second copy of what is done, or a later try has ended: whoever did that has published, or will, what follows."""
+    return _is_fresh(delivery) or (delivery.message is not None and record.retries > delivery.message.retries)
 
 
 class Worker:
