@@ -23,6 +23,8 @@ LEVELS = 28
 STEP_SECONDS = 0.05
 LONGEST_SECONDS = STEP_SECONDS * (2**LEVELS - 1)
 LETTER_SECONDS = 60
+NOTE_SECONDS = 2.0
+"""So long a note may take, before it is tried again on another connection."""
 WINDOW = 1000
 """So many publications may be unconfirmed at once."""
 NAME_BYTES = 170
@@ -442,18 +444,19 @@ class Sender:
 
     def note(self, stream: str, note: dict[str, Any], deadline: float) -> None:
         """Appends to a stream. It may come twice; notes are such that this does not matter."""
-        self._patiently(lambda link: link.note(stream, note, deadline), deadline)
+        self._patiently(lambda link, until: link.note(stream, note, until), deadline)
 
     def read_notes(self, stream: str, since: float | None, deadline: float) -> list[dict[str, Any]]:
-        return self._patiently(lambda link: link.read_notes(stream, since, deadline), deadline)
+        return self._patiently(lambda link, until: link.read_notes(stream, since, until), deadline)
 
-    def _patiently(self, action: Callable[[Link], T], deadline: float) -> T:
-        """For what may be done twice: again, when the connection was lost, and until a stream that is just being made is there."""
+    def _patiently(self, action: Callable[[Link, float], T], deadline: float) -> T:
+        """For what may be done twice: again, when the connection was lost, and until a stream is there that is just being made, or started with its server (what is
+        published to it before that is never confirmed)."""
         tries = 0
         while True:
             try:
                 with self.link(deadline) as link:
-                    return action(link)
+                    return action(link, min(deadline, time.monotonic() + NOTE_SECONDS))
             except EngineUnavailable as problem:
                 if is_being_made(problem):
                     self.breaker.answered()  # it lives
@@ -559,7 +562,8 @@ def _as_error(refused: wire.Refused, name: str) -> EngineUnavailable:
         return EngineCorrupt(
             f"RabbitMQ refuses access to {name!r}: {refused.text}. Give this user the rights to configure, write and read it."
         )
-    return EngineUnavailable(f"RabbitMQ refused what it was asked about {name!r}: {refused.text}")
+    advice = " It may just be starting; if it stays so, see docs/engines/rabbitmq.md." if "inaccessible" in refused.text else ""
+    return EngineUnavailable(f"RabbitMQ refused what it was asked about {name!r}: {refused.text}.{advice}")
 
 
 _CONFIRMS = frozenset((wire.BASIC_ACK, wire.BASIC_NACK, wire.BASIC_RETURN))
