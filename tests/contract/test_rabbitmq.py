@@ -21,6 +21,7 @@ from celeriac.testing.contract.harness import eventually
 from tests.support.rabbitmq import Server, half_closed
 
 SERVER_URL = os.environ.get("CELERIAC_TEST_RABBITMQ_URL")
+QUEUE_DELETE, QUEUE_DELETE_OK = 0x00320028, 0x00320029
 
 
 class RabbitMQMaker:
@@ -80,5 +81,6 @@ def remove_all(maker: RabbitMQMaker) -> None:
     with engine._sender.link(deadline) as link:
         for name in names:
             with suppress(wire.Refused):
-                link.risk(wire.delete_queue(2, name), wire.QUEUE_DELETE_OK, deadline)
+                delete = wire.frame(2, QUEUE_DELETE, b"\x00\x00" + wire.shortstr(name) + b"\x00")
+                link.risk(delete, QUEUE_DELETE_OK, deadline)
     engine.close()

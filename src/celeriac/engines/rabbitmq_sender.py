@@ -403,19 +403,10 @@ class Sender:
             return
         link = self._prepared(publications, deadline)
         try:
-            link.publish(publications, deadline)
+            self._carry_out(link, link.publish, publications, deadline)
         except EngineUnavailable as problem:
-            self._failed(link, problem)
             if link.sent:
                 raise EngineUnsure(f"{problem} Whether it has the messages is not known, so they are not sent again.") from problem
-            raise
-        except wire.Refused as refused:
-            link.drop("")
-            self._room.release()
-            raise _as_error(refused, publications[0].key) from refused
-        except BaseException:
-            link.drop("")
-            self._room.release()
             raise
         self._give_back(link)
 
@@ -424,23 +415,32 @@ class Sender:
         while True:
             link = self._link(deadline)
             try:
-                link.prepare(publications, deadline)
+                self._carry_out(link, link.prepare, publications, deadline)
                 return link
             except EngineUnavailable as problem:
-                link.sent = True  # an answer may still come: nobody uses this one again
-                self._failed(link, problem)
                 if not is_being_made(problem) or time.monotonic() + 0.05 > deadline:
                     raise
                 self.breaker.answered()  # it lives
                 time.sleep(0.02)
-            except wire.Refused as refused:
-                link.drop("")
-                self._room.release()
-                raise _as_error(refused, publications[0].key) from refused
-            except BaseException:
-                link.drop("")
-                self._room.release()
-                raise
+
+    def _carry_out(
+        self, link: Link, action: Callable[[Sequence[Publication], float], None], publications: Sequence[Publication], deadline: float
+    ) -> None:
+        """When it fails, nobody uses this connection again: an answer may still come."""
+        try:
+            action(publications, deadline)
+        except EngineUnavailable as problem:
+            if link.closed:
+                self.breaker.failed(str(problem))
+            self._let_go(link)
+            raise
+        except wire.Refused as refused:
+            link.sent = False
+            self._let_go(link)
+            raise _as_error(refused, publications[0].key) from refused
+        except BaseException:
+            self._let_go(link)
+            raise
 
     def note(self, stream: str, note: dict[str, Any], deadline: float) -> None:
         """Appends to a stream. It may come twice; notes are such that this does not matter."""
@@ -512,20 +512,16 @@ class Sender:
         assert problem is not None
         raise problem
 
-    def _failed(self, link: Link, problem: EngineUnavailable) -> None:
-        self._room.release()
-        if not link.closed and not link.sent:
-            self._idle.append(link)
-            return
-        link.drop("")
-        self.breaker.failed(str(problem))
-
     def _give_back(self, link: Link) -> None:
         self.breaker.answered()
         if link.closed:
-            link.drop("")
-        else:
-            self._idle.append(link)
+            self._let_go(link)
+            return
+        self._idle.append(link)
+        self._room.release()
+
+    def _let_go(self, link: Link) -> None:
+        link.drop("")
         self._room.release()
 
 
@@ -547,8 +543,7 @@ class _Borrowed:
         if problem is None:
             self.sender._give_back(self.borrowed)
             return
-        self.borrowed.drop("")
-        self.sender._room.release()
+        self.sender._let_go(self.borrowed)
         if isinstance(problem, EngineUnavailable):
             self.sender.breaker.failed(str(problem))
 
