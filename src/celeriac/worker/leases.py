@@ -17,6 +17,10 @@ from ..core.ids import new_id
 logger = logging.getLogger("celeriac.worker")
 
 
+AGAIN_SECONDS = 1.0
+"""So soon a heartbeat is repeated that could not look for silent nodes."""
+
+
 class NodeLease:
     """One node's registration. All it holds is renewed by one heartbeat."""
 
@@ -27,6 +31,8 @@ class NodeLease:
         self.lease_seconds = lease_seconds
         self.until = 0.0
         """It has been confirmed until then (seconds of the monotonic clock)."""
+        self.well = False
+        """The last heartbeat did all that it has to."""
         self._next_beat = 0.0
 
     def begin(self) -> None:
@@ -38,17 +44,21 @@ class NodeLease:
         self.until = now + self.lease_seconds
         self.reclaim()
         self._next_beat = time.monotonic() + self.heartbeat_seconds
+        self.well = True
 
     def beat(self) -> bool:
         """Renews when it is time. False: the lease has run out, and what this node held is not its own any more."""
         now = time.monotonic()
         if now < self._next_beat:
             return True
+        self.well = False
         alive = self.broker.heartbeat(self.node.id, lease_seconds=self.lease_seconds)
-        self._next_beat = now + self.heartbeat_seconds
+        self._next_beat = now + min(AGAIN_SECONDS, self.heartbeat_seconds)
         if alive:
             self.until = now + self.lease_seconds
             self.reclaim()
+            self._next_beat = now + self.heartbeat_seconds
+            self.well = True
         return alive
 
     def reclaim(self) -> None:

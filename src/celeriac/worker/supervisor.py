@@ -214,7 +214,8 @@ class Supervisor:
                 self.upkeep.run()
                 self._audit()
                 self._scale()
-            self.trouble.over()
+            if self.lease.well:
+                self.trouble.over()
         except EngineUnavailable as error:
             self.trouble.seen(error)
             time.sleep(TICK_SECONDS)
