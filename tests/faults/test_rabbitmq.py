@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.support.engines import Home, Homes, RabbitMQHome, every_engine
 from tests.support.fixtures import MakeProject
+from tests.support.load import Load
 from tests.support.rabbitmq import young
-from tests.support.workers import PATIENCE_SECONDS
+from tests.support.workers import PATIENCE_SECONDS, Project, until
 
 pytestmark = [pytest.mark.promise(8), every_engine(always=("rabbitmq",), engines=("rabbitmq",)), *young]
 
@@ -31,3 +34,25 @@ def test_a_worker_with_nothing_in_hand_does_not_wait_for_a_silent_server_to_stop
         assert worker.stop() == 0
     finally:
         proxy.remember()
+
+
+def test_without_memory_calls_are_refused_and_workers_finish_what_they_have(project: Project, home: RabbitMQHome) -> None:
+    """RabbitMQ reads nothing then from who has published. Afterwards all goes on, and nothing is lost."""
+    assert home.server is not None
+    load = Load(project, [project.worker("-c", "2")])
+    running = project.tasks.work.delay("running", gate="go")
+    project.wait_started("running")
+    load.more_done(50)
+    home.server.control("set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        until(lambda: re.search("MainProcess.*takes no messages now", load.workers[0].log()), "the worker has noticed")
+        load.more_refused(20)
+        project.open_gate("go")
+        project.wait_state(running.id, "SUCCESS")
+    finally:
+        home.server.control("set_vm_memory_high_watermark", "0.4")
+    load.more_done(50)
+    load.stop()
+    print(load.check())
+    load.check_workers(troubles=1)
+    assert load.workers[0].stop() == 0
