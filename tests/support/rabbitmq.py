@@ -132,7 +132,7 @@ class Server:
         """Its lists of quorum queues and streams are younger than the youngest of these: it writes them half a second after a change."""
         for system in ("quorum", "coordination"):
             for node in (self.directory / "data").glob(f"*/{system}/*/"):
-                youngest = max((path.stat().st_ctime for path in node.iterdir() if path.is_dir()), default=0.0)
+                youngest = max((path.stat().st_mtime for path in node.glob("*/config")), default=0.0)
                 if youngest and (node / "names.dets").stat().st_mtime <= youngest:
                     return False
         return True
