@@ -8,7 +8,8 @@
     atomic     every verb is one transaction, and the busy ones are one trip: a function of the schema does the rest. Workers pass each other by (`SKIP LOCKED`)
     waiting    who waits holds an advisory lock (shared) on what he waits for, on the one connection that listens. Who publishes tries that lock: when he gets it nobody waits,
                and nothing is sent; else `pg_locks` names the backends that wait and as many are notified as there are messages. So NOTIFY, which makes commits stand in line, is
-               used only when somebody sleeps. Looks at growing distances, up to a second, are the net. With `listen=false` (PgBouncer in transaction mode) there are only looks
+               used only when somebody sleeps. Looks at growing distances, up to a second, are the net. A worker that has nothing to do reserves and settles on the connection on
+               which it waits: the trip that reserves ends the wait, the one that settles begins it. With `listen=false` (PgBouncer in transaction mode) there are only looks
     clocks     the server's, for everything: setting it forward ends leases. The times of a clock that was injected go before it
     cannot     keep ids and queue names that take more than some 2,700 bytes when compressed, since they are indexed
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -38,7 +40,7 @@ from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import EngineUnavailable, ImproperlyConfigured, NodeLost
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
-from .postgresql_listen import LOOKS_SECONDS, Box, Listener, PollingSubscription, Subscription
+from .postgresql_listen import LOOKS_SECONDS, OUTLOOK, Box, Listener, PollingSubscription, Subscription, Waiter
 from .postgresql_schema import ensure
 from .postgresql_wire import (
     Ambiguous,
@@ -79,6 +81,8 @@ TOMB_SECONDS = 900.0
 """How long it can be told that a message without a result has been there: longer than any doubt."""
 WIDE_LOOK_SECONDS = 0.25
 """How often a busy worker looks for what was given back by others (see `take`)."""
+HEARD_SECONDS = 0.05
+"""How old what a thread was told of a result may be when it looks."""
 LATE_COMMIT_SECONDS = 0.05
 """A message that was published earlier may become visible so much later than its neighbours."""
 VACUUM_ROWS = 20_000
@@ -96,8 +100,10 @@ _VERDICTS = {Verdict.DONE: 0, Verdict.RETRY: 1, Verdict.RELEASED: 2, Verdict.CRA
 PUBLISH = "SELECT {s}.publish($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 PUBLISH_JOINING = "SELECT {s}.publish_joining($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 PUBLISH_IN = "SELECT {s}.publish_joining(%s::text[], %s::text[], %s::smallint[], %s::float8[], %s::float8[], %s::bytea[], %s::float8, NULL, NULL, %s::jsonb)"
-EXCHANGE_DONE = "SELECT * FROM {s}.exchange_done($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
-EXCHANGE_EACH = "SELECT * FROM {s}.exchange_each(" + ", ".join(f"${number}" for number in range(1, 31)) + ")"
+EXCHANGE_DONE = "{s}.exchange_done(" + ", ".join(f"${number}" for number in range(1, 17)) + ")"
+EXCHANGE_EACH = "{s}.exchange_each(" + ", ".join(f"${number}" for number in range(1, 31)) + ")"
+LIMITS = {EXCHANGE_DONE: 13, EXCHANGE_EACH: 27}
+"""Which of their parameters says how many to take."""
 JOIN_UP = "SELECT m FROM {s}.join_up($1, NULL, $2, $3, NULL, $4) m"
 JOINS = "SELECT id, size, arrived, failed FROM {s}.joins WHERE id = ANY ($1::text[])"
 ARRIVALS = "SELECT arrival FROM {s}.arrivals WHERE join_id = $1 ORDER BY index"
@@ -125,7 +131,6 @@ PRUNE_STEPS = """
 """
 PRUNE_EVENTS = "DELETE FROM {s}.events WHERE event IN (SELECT e.event FROM {s}.events e WHERE e.at < $1::float8 ORDER BY e.at LIMIT $2::int FOR UPDATE SKIP LOCKED)"
 REVOKE = "SELECT {s}.revoke($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
-OUTLOOK = "SELECT ready, due_in FROM {s}.outlook($1, $2)"
 HELD = (
     "SELECT 1, m.id, m.queue, m.token, m.crashes, m.interruptions, m.at,"
     " m.revoked OR EXISTS (SELECT FROM {s}.revokes r WHERE r.id = m.id AND r.until > coalesce($2::float8, {s}.now())), coalesce($2::float8, {s}.now()), m.message, m.process"
@@ -252,6 +257,9 @@ class PostgreSQLEngine:
             ensure=lambda connection, deadline: ensure(connection, self._schema, deadline),
         )
         self._listener = Listener(self._database)
+        self._waiter: Waiter | None = None
+        self._heard = threading.local()
+        """What the beginning of a subscription has said a moment ago, which spares who waits for a result a trip: (id, record, until when it counts)."""
         self._schedules: Schedules | None = None
         _engines.add(self)
 
@@ -315,9 +323,17 @@ class PostgreSQLEngine:
             cursor.close()
 
     def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder, wait_seconds: float = 0.0) -> list[Delivery]:
-        if wait_seconds > 0.0 and not self.wait(queues, wait_seconds):
-            return []
-        return self.exchange((), queues, limit=limit, holder=holder)[1]
+        waiter = self._waiter_for(queues) if wait_seconds > 0.0 else None
+        if waiter is None:
+            if wait_seconds > 0.0 and not self.wait(queues, wait_seconds):
+                return []
+            return self.exchange((), queues, limit=limit, holder=holder)[1]
+        deadline = time.monotonic() + wait_seconds
+        while waiter.wait(self._now(), deadline):
+            deliveries = self._take((), tuple(dict.fromkeys(queues)), limit, holder, waiter)[1]
+            if deliveries:
+                return deliveries
+        return []
 
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:
         if not settlements:
@@ -327,11 +343,21 @@ class PostgreSQLEngine:
     def exchange(
         self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder
     ) -> tuple[list[str], list[Delivery]]:
+        waiter = self._waiter if self._waiter is not None and self._waiter.thread == threading.get_ident() else None
         names = tuple(dict.fromkeys(queues))
+        alone = waiter is not None and waiter.was_told and waiter.names == names
+        refused, deliveries = self._take(settlements, names, limit, holder, waiter if alone else None)
+        if deliveries and waiter is not None:
+            waiter.leave()
+        return refused, deliveries
+
+    def _take(
+        self, settlements: Sequence[Settlement], names: tuple[str, ...], limit: int, holder: Holder, waiter: Waiter | None
+    ) -> tuple[list[str], list[Delivery]]:
         floors = self._floors.of(names)
         begin = time.monotonic()
         try:
-            refused, deliveries = self._exchange(settlements, (holder.node, holder.process, texts(names), limit, floors), holder)
+            refused, deliveries = self._exchange(settlements, (holder.node, holder.process, texts(names), limit, floors), holder, waiter)
         except Refused as refusal:
             if refusal.code == "CLN01":
                 raise NodeLost(holder.node) from None
@@ -350,7 +376,22 @@ class PostgreSQLEngine:
         if before not in (None, self._losses):
             raise EngineUnavailable(f"A connection to {self._database.server} was lost, and the last exchange with it is in doubt.")
 
+    def _waiter_for(self, queues: Sequence[str]) -> Waiter | None:
+        """Of the one thread that waits for work by reserving. None: nobody listens here, or it is another thread."""
+        waiter, names = self._waiter, tuple(dict.fromkeys(queues))
+        if not self._listens or (waiter is not None and waiter.thread != threading.get_ident()):
+            return None
+        if waiter is None or waiter.names != names:
+            if waiter is not None:
+                waiter.close()
+            self._waiter = waiter = Waiter(self._database, names)
+        return waiter
+
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
+        if self._waiter is not None and self._waiter.thread == threading.get_ident():
+            # When a connection was lost, this one is as good as lost; it must not tell later of what is asked for now.
+            end = self._waiter.leave if self._losses in (None, self._database.losses) else self._waiter.close
+            end()
         if process is not None:
             self._database.run("SELECT pg_advisory_xact_lock({s}.key('h' || $1::int || ' ' || $2::text))", (process, node))
         losses = self._database.losses
@@ -448,6 +489,9 @@ class PostgreSQLEngine:
 
     def close(self) -> None:
         self._listener.close()
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.close()
         boxes, self._boxes = self._boxes, {}
         for box in boxes.values():
             box.place.close()
@@ -458,6 +502,7 @@ class PostgreSQLEngine:
     def store(self, records: Sequence[Record], *, lease: Lease | None = None) -> list[str]:
         if not records:
             return []
+        self._heard.__dict__.clear()
         # One statement takes each task once; of several records of one task the last that counts stays.
         batches: list[dict[str, Record]] = [{}]
         for record in records:
@@ -485,6 +530,9 @@ class PostgreSQLEngine:
         if not ids:
             return {}
         if len(ids) == 1:
+            heard = self._heard.__dict__.pop("of", None)
+            if heard is not None and heard[0] == ids[0] and time.monotonic() < heard[2]:
+                return {} if heard[1] is None else {ids[0]: _decode_record(heard[1])}
             result = self._database.run("SELECT record FROM {s}.results WHERE task_id = $1", (ids[0],))
         else:
             result = self._database.run("SELECT record FROM {s}.results WHERE task_id = ANY ($1::text[])", (texts(ids),))
@@ -492,11 +540,16 @@ class PostgreSQLEngine:
         return {record.task_id: record for record in records}
 
     def forget(self, ids: Sequence[str]) -> None:
+        self._heard.__dict__.clear()
         self._database.run("DELETE FROM {s}.results WHERE task_id = ANY ($1::text[])", (texts(ids),))
 
     def subscribe(self, ids: Sequence[str]) -> SubscriptionContract:
+        if self._listens and len(ids) == 1:
+            return Subscription(
+                self._listener, ids, lambda record: self._heard.__dict__.update(of=(ids[0], record, time.monotonic() + HEARD_SECONDS))
+            )
         if self._listens:
-            return Subscription(self._listener, ids)
+            return Subscription(self._listener, ids, lambda record: None)
         return PollingSubscription(self._database, ids, poll_seconds=self._poll_seconds)
 
     def prune(self, limit: int = 1000) -> int:
@@ -687,14 +740,19 @@ class PostgreSQLEngine:
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def _exchange(
-        self, settlements: Sequence[Settlement], taker: tuple[Any, Any, Any, Any, Any], holder: Holder | None
+        self, settlements: Sequence[Settlement], taker: tuple[Any, Any, Any, Any, Any], holder: Holder | None, waiter: Waiter | None = None
     ) -> tuple[list[str], list[Delivery]]:
         plain = _plain(settlements)
         if plain is not None:
-            result = self._database.run(EXCHANGE_DONE, (*plain, *taker, self._now(), _rest(settlements)))
+            call, columns = EXCHANGE_DONE, plain
         else:
             self._floors.forget()
-            result = self._database.run(EXCHANGE_EACH, (*self._each(settlements), *taker, self._now(), _rest(settlements)))
+            call, columns = EXCHANGE_EACH, self._each(settlements)
+        parameters = (*columns, *taker, self._now(), _rest(settlements))
+        if waiter is None:
+            result = self._database.run(f"SELECT * FROM {call}", parameters)
+        else:
+            result = waiter.exchange(call, parameters, LIMITS[call])
         refused: list[str] = []
         deliveries: list[Delivery] = []
         for row in range(result.ntuples):
@@ -834,6 +892,9 @@ class PostgreSQLEngine:
             box.place.abandon()
         self._listener.abandon()
         self._listener = Listener(self._database)
+        if self._waiter is not None:
+            self._waiter.abandon()
+            self._waiter = None
 
 
 # -- what goes in and out ----

@@ -6,13 +6,16 @@ import os
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EngineUnavailable
 from .network import readable
 from .postgresql_wire import Ambiguous, Array, Connection, Database, longs, rows_of, texts
+
+if TYPE_CHECKING:
+    from psycopg import pq
 
 LOOKS_SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """After so long a waiter looks for himself. The first looks find what was committed just as he lay down; the last is the net."""
@@ -20,12 +23,37 @@ WIDE_SUBSCRIPTION = 50
 """A wait for more results than this is told about every result."""
 
 ATTEND = "SELECT {s}.attend($1)"
+KEYS = "SELECT {s}.key(n) FROM unnest($1::text[]) n"
 LEAVE = "SELECT count(pg_advisory_unlock_shared(k)) FROM unnest($1::bigint[]) k"
-# What the results looked like just before: so a change that comes in between is told twice rather than never.
+# What the results looked like just before, and the first of them: so a change that comes in between is told twice rather than never.
 ATTEND_RESULTS = (
-    "WITH v AS MATERIALIZED (SELECT {s}.results_version($2)::text AS version) SELECT a, v.version FROM {s}.attend($1) a CROSS JOIN v"
+    "WITH v AS MATERIALIZED (SELECT coalesce(sum(r.version), 0)::text AS version FROM {s}.results r WHERE r.task_id = ANY ($2))"
+    " SELECT a, v.version, (SELECT r.record FROM {s}.results r WHERE r.task_id = ($2::text[])[1]) FROM {s}.attend($1) a CROSS JOIN v"
 )
-RESULTS_VERSION = "SELECT {s}.results_version($1)::text"
+RESULTS_VERSION = "SELECT coalesce(sum(r.version), 0)::text FROM {s}.results r WHERE r.task_id = ANY ($1)"
+OUTLOOK = "SELECT ready, due_in FROM {s}.outlook($1, $2)"
+ATTEND_AND_LOOK = (
+    "WITH a AS MATERIALIZED (SELECT count(pg_advisory_lock_shared(k)) AS n FROM unnest($3::bigint[]) k)"
+    " SELECT o.ready, o.due_in FROM a CROSS JOIN LATERAL {s}.outlook($1, $2::float8 + 0 * a.n) o"
+)
+STEER = "; ".join(f"SET {name} = off" for name in ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "jit")) + (
+    "; SET plan_cache_mode = force_generic_plan"
+)
+"""For who waits: what is prepared is planned once, and by indexes, whatever the statistics say."""
+
+
+def listening(database: Database, deadline: float) -> Connection:
+    """A connection of the caller's own, on which he is told what he attends to."""
+    connection = database.connect(deadline)
+    try:
+        connection.script(STEER, deadline)
+        ((pid,),) = rows_of(connection.run("SELECT pg_backend_pid()", (), deadline))
+        connection.run(f"LISTEN celeriac_{pid}", (), deadline)
+        connection.run("LISTEN celeriac_all", (), deadline)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class Listener:
@@ -69,7 +97,7 @@ class Listener:
                 rows = self.rows(ATTEND, (texts(place.names),))
             else:
                 rows = self.rows(ATTEND_RESULTS, (texts(place.names), place.results))
-                place.version = rows[0][1]
+                _, place.version, place.record = rows[0]
             place.keys = [row[0] for row in rows]
             for key in place.keys:
                 self._places.setdefault(key, []).append(place)
@@ -107,15 +135,7 @@ class Listener:
     def _connected(self) -> Connection:
         if self._connection is None:
             deadline = time.monotonic() + self._database.timeout_seconds
-            connection = self._database.connect(deadline)
-            try:
-                ((pid,),) = rows_of(connection.run("SELECT pg_backend_pid()", (), deadline))
-                connection.run(f"LISTEN celeriac_{pid}", (), deadline)
-                connection.run("LISTEN celeriac_all", (), deadline)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
+            self._connection = listening(self._database, deadline)
         return self._connection
 
     def _hand_out(self) -> None:
@@ -155,6 +175,7 @@ class Place:
         self.names = names
         self.results = results
         self.version = ""
+        self.record: bytes | None = None
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
         self.keys: list[int] = []
         self.generation = -1
@@ -220,6 +241,130 @@ class Place:
             return False
 
 
+class Waiter:
+    """A worker that has nothing to do, and its own connection, on which it waits and is told, and asks for what it is told of. So the trip that reserves ends its attendance, and
+    the one that settles begins it anew, before others can see what it settles: who publishes then finds somebody who waits."""
+
+    def __init__(self, database: Database, names: Sequence[str]) -> None:
+        self.names = names
+        self.thread = threading.get_ident()
+        self.was_told = False
+        """The last exchange was of what one who waited has been told of: there may be nothing else to do."""
+        self.attends = False
+        self._database = database
+        self._connection: Connection | None = None
+        self._queues = texts(names)
+        self._keys: list[int] = []
+        self._pauses = iter(LOOKS_SECONDS)
+        self._look_at = 0.0
+
+    def wait(self, now: float | None, deadline: float) -> bool:
+        """As `Broker.wait`. `now`: for engines with a clock of their own."""
+        while True:
+            try:
+                return self._wait(now, deadline)
+            except Ambiguous as error:
+                self.close()
+                if error.silent:
+                    raise
+                # It died while nobody used it; the losses that are counted tell that all exchanges are in doubt.
+
+    def exchange(self, call: str, parameters: Sequence[Any], limit: int) -> pq.abc.PGresult:
+        """Runs this call of `exchange_…`, whose `limit` is the parameter of that number, and attends from then on if there is nothing for us. What does not succeed ends the attendance."""
+        lock = "unlock" if self.attends else "lock"
+        sql = (
+            f"WITH a AS MATERIALIZED (SELECT count(pg_advisory_{lock}_shared(k)) AS n FROM unnest(${len(parameters) + 1}::bigint[]) k)"
+            f" SELECT e.* FROM a CROSS JOIN LATERAL {call.replace(f'${limit},', f'${limit}::int + 0 * a.n::int,')} e"
+        )
+        try:
+            result = self._database.run_on(self._connected(), sql, (*parameters, longs(self._keys)))
+        except BaseException:
+            self.close()
+            raise
+        self.was_told = self.attends
+        self.attends = not self.attends
+        if self.attends:
+            self._look_soon()
+        return result
+
+    def leave(self) -> None:
+        """We have something to do."""
+        self.was_told = False
+        if self.attends and self._connection is not None:
+            self.attends = False
+            try:
+                self._connection.send(self._database.statement(LEAVE), (longs(self._keys),))
+            except EngineUnavailable:
+                self._database.losses += 1
+                self.close()
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        self.attends = self.was_told = False
+        if connection is not None:
+            connection.close()
+
+    def abandon(self) -> None:
+        if self._connection is not None:
+            self._connection.abandon()
+
+    def _wait(self, now: float | None, deadline: float) -> bool:
+        connection = self._connected()
+        self.was_told = False
+        if not self.attends:
+            rows = rows_of(self._database.run_on(connection, ATTEND_AND_LOOK, (self._queues, now, longs(self._keys))))
+            self.attends = True
+            self._look_soon()
+            if self._may_be_ready(rows):
+                return True
+        while True:
+            if self._is_told(connection, min(self._look_at, deadline)):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            rows = rows_of(self._database.run_on(connection, OUTLOOK, (self._queues, now)))
+            self._look_at = time.monotonic() + next(self._pauses, LOOKS_SECONDS[-1])
+            if self._may_be_ready(rows):
+                return True
+
+    def _is_told(self, connection: Connection, until: float) -> bool:
+        while True:
+            try:
+                told = connection.notifications()
+            except EngineUnavailable:
+                self._database.losses += 1
+                raise
+            if any(int(text.partition(" ")[0]) in self._keys for text in told):
+                return True
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            readable((connection.socket,), left)
+
+    def _may_be_ready(self, rows: list[tuple[Any, ...]]) -> bool:
+        ((ready, due_in),) = rows
+        if due_in is not None:
+            self._look_at = min(self._look_at, time.monotonic() + max(0.0, due_in))
+        return bool(ready) or (due_in is not None and due_in <= 0)
+
+    def _look_soon(self) -> None:
+        self._pauses = iter(LOOKS_SECONDS)
+        self._look_at = time.monotonic() + next(self._pauses)
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            deadline = time.monotonic() + self._database.timeout_seconds
+            connection = listening(self._database, deadline)
+            try:
+                keys = connection.run(self._database.statement(KEYS), (texts([f"q{name}" for name in self.names]),), deadline)
+            except BaseException:
+                connection.close()
+                raise
+            self._keys = [key for (key,) in rows_of(keys)]
+            self._connection = connection
+        return self._connection
+
+
 class Box:
     """Of one address at which we collect."""
 
@@ -232,8 +377,10 @@ class Box:
 class Subscription:
     """A place at the listener, and what the results looked like when it began."""
 
-    def __init__(self, listener: Listener, ids: Sequence[str]) -> None:
+    def __init__(self, listener: Listener, ids: Sequence[str], hear: Callable[[bytes | None], object]) -> None:
+        """`hear` gets the record of the first id, as it is when this begins."""
         self._listener = listener
+        self._hear = hear
         self._ids = texts(ids)
         names = ["r", *(f"r{id}" for id in dict.fromkeys(ids))] if len(ids) <= WIDE_SUBSCRIPTION else ["r", "r*"]
         self._watch: Any = None
@@ -242,6 +389,7 @@ class Subscription:
 
     def _begin(self, place: Place) -> None:
         self._version = place.version
+        self._hear(place.record)
         self._pauses = iter(LOOKS_SECONDS)
         self._look_at = time.monotonic() + next(self._pauses)
 

@@ -102,6 +102,17 @@ class Database:
             self._release(connection)
             return result
 
+    def run_on(self, connection: Connection, sql: str, parameters: Sequence[Any]) -> pq.abc.PGresult:
+        """The same on a connection that is the caller's own."""
+        try:
+            result = connection.run(self.statement(sql), parameters, time.monotonic() + self.timeout_seconds)
+        except BaseException as error:
+            self.losses += not isinstance(error, Refused)
+            self._judge(error)
+            raise
+        self._breaker.answered()
+        return result
+
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return rows_of(self.run(sql, parameters))
 
@@ -250,6 +261,16 @@ class Connection:
 
     def run(self, sql: str, parameters: Sequence[Any], deadline: float) -> pq.abc.PGresult:
         """One statement. When this raises anything but Refused, the connection is of no use any more."""
+        try:
+            self._send(sql, parameters, deadline)
+            return self._checked(self._receive(deadline))
+        except Refused:
+            raise
+        except BaseException as error:
+            self._broken = True
+            raise self._translated(error) from error
+
+    def _send(self, sql: str, parameters: Sequence[Any], deadline: float) -> None:
         pgconn = self._pgconn
         values: list[bytes | None] = []
         formats: list[int] = []
@@ -264,25 +285,18 @@ class Connection:
             else:
                 values.append(None if parameter is None else _parameter(parameter))
                 formats.append(0)
-        try:
-            if self._owed:
-                self._receive(deadline)
-            if not self._prepares:
-                pgconn.send_query_params(sql.encode(), values, param_formats=formats, result_format=1)
-            else:
-                name = self._statements.get(sql)
-                if name is None:
-                    name = b"celeriac_%d" % len(self._statements)
-                    pgconn.send_prepare(name, sql.encode())
-                    self._checked(self._receive(deadline))
-                    self._statements[sql] = name
-                pgconn.send_query_prepared(name, values, param_formats=formats, result_format=1)
-            return self._checked(self._receive(deadline))
-        except Refused:
-            raise
-        except BaseException as error:
-            self._broken = True
-            raise self._translated(error) from error
+        if self._owed:
+            self._receive(deadline)
+        if not self._prepares:
+            pgconn.send_query_params(sql.encode(), values, param_formats=formats, result_format=1)
+            return
+        name = self._statements.get(sql)
+        if name is None:
+            name = b"celeriac_%d" % len(self._statements)
+            pgconn.send_prepare(name, sql.encode())
+            self._checked(self._receive(deadline))
+            self._statements[sql] = name
+        pgconn.send_query_prepared(name, values, param_formats=formats, result_format=1)
 
     def script(self, sql: str, deadline: float) -> None:
         """Several statements without parameters."""
@@ -298,9 +312,7 @@ class Connection:
     def send(self, sql: str, parameters: Sequence[Any]) -> None:
         """A statement whose answer nobody waits for: it is read before the next one, or with the next notification."""
         try:
-            if self._owed:
-                self._receive(time.monotonic() + 1.0)
-            self._pgconn.send_query_params(sql.encode(), list(parameters), param_formats=[1] * len(parameters), result_format=1)
+            self._send(sql, parameters, time.monotonic() + 1.0)
             self._pgconn.flush()
             self._owed = True
         except BaseException as error:

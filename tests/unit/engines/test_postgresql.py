@@ -473,6 +473,78 @@ def test_the_server_restarts_under_idle_and_waiting_clients(own_server: Server) 
     engine.close()
 
 
+def attending(engine: PostgreSQLEngine, queue: str = "celery") -> int:
+    """How many wait for messages of this queue."""
+    sql = (
+        "SELECT count(*) FROM pg_locks l, (SELECT {s}.key('q' || $1) AS key) k WHERE l.locktype = 'advisory' AND l.objsubid = 1"
+        " AND l.classid = ((k.key >> 32) & 4294967295)::oid AND l.objid = (k.key & 4294967295)::oid"
+    )
+    return int(engine._database.rows(sql, (queue,))[0][0])
+
+
+def test_a_worker_attends_while_it_has_nothing_to_do(engine: Any, url: str) -> None:
+    """From before its settlement can be seen until it is given something, and as long as there is more to do it does not."""
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    other = PostgreSQLEngine(url)
+
+    def reserve(seconds: float = 0.0) -> list[Delivery]:
+        return engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=seconds)
+
+    assert reserve(0.01) == [] and attending(other) == 1
+    for number in range(3):
+        other.publish([message(f"m{number}")])
+        (delivery,) = reserve(DEADLINE_SECONDS)
+        assert attending(other) == 0, "it has something to do"
+        assert engine.exchange([done(delivery)], ["celery"], limit=2, holder=HOLDER) == ([], [])
+        assert attending(other) == 1
+    other.publish([message(name) for name in "abc"])
+    (delivery,) = reserve(DEADLINE_SECONDS)
+    refused, more = engine.exchange([done(delivery)], ["celery"], limit=2, holder=HOLDER)
+    assert (refused, len(more)) == ([], 2)
+    until(lambda: attending(other) == 0)
+    assert engine.exchange([done(one) for one in more], ["celery"], limit=4, holder=HOLDER) == ([], [])
+    assert attending(other) == 0, "one that was busy looks before it waits"
+    assert reserve(0.01) == [] and attending(other) == 1
+    assert engine.held("node", HOLDER.process) == []
+    until(lambda: attending(other) == 0)
+    assert reserve(0.01) == []
+    other.publish([message("retried")])
+    (delivery,) = reserve(DEADLINE_SECONDS)
+    again = Settlement(id="retried", verdict=Verdict.RETRY, lease=delivery.lease, message=message("retried", retries=1))
+    refused, (delivery,) = engine.exchange([again], ["celery"], limit=2, holder=HOLDER)
+    assert (refused, delivery.id) == ([], "retried")
+    until(lambda: attending(other) == 0)
+    engine.settle([done(delivery)])
+    engine.close()
+    until(lambda: attending(other) == 0)
+    other.close()
+
+
+def test_a_worker_whose_connection_ends_while_it_waits_waits_on_another(engine: Any, url: str) -> None:
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    other = PostgreSQLEngine(url)
+    taken: list[Any] = []
+
+    def work() -> None:
+        while not taken:
+            try:
+                taken.extend(engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS))
+            except EngineUnavailable as error:
+                assert "in doubt" in str(error)
+                taken.extend(engine.held("node", HOLDER.process))
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    until(lambda: attending(other) == 1)
+    ended = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.mode = 'ShareLock' AND l.pid <> pg_backend_pid()"
+    assert other._database.rows(ended)[0][0] >= 1
+    until(lambda: attending(other) == 1)
+    other.publish([message("m")])
+    worker.join(DEADLINE_SECONDS)
+    assert [delivery.id for delivery in taken] == ["m"]
+    other.close()
+
+
 def test_after_a_crash_an_exchange_is_in_doubt_until_it_is_asked_what_is_held(own_server: Server) -> None:
     """The server may have forgotten a settlement, and think that the message is still ours: nobody else would ever get it."""
     engine = PostgreSQLEngine(own_server.url)
