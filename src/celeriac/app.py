@@ -331,6 +331,11 @@ class Celeriac:
                     raise
                 self._source = None
 
+    @property
+    def has_source(self) -> bool:
+        """Whether it reads its settings from somewhere (`config_from_object`)."""
+        return self._source is not None
+
     def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> None:
         """`config_from_object` with the module that an environment variable names."""
         module = os.environ.get(variable_name)

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 from ..core.errors import ImproperlyConfigured
 from ..core.message import Join, Message
 from ..engines.postgresql import PostgreSQLEngine
-from ..engines.sqlite import SQLiteEngine, _Pipes
+from ..engines.sqlite import Pipes, SQLiteEngine
 
 PREFIX = "celeriac_engine_"
 NOWHERE = "/dev/null/celeriac"
@@ -52,7 +52,7 @@ class SQLiteInDjango(SQLiteEngine):
             tell()
 
 
-class _PatientPipes(_Pipes):
+class _PatientPipes(Pipes):
     """Wakes those who wait when what they wait for is committed."""
 
     def __init__(self, directory: str, on_commit: Callable[[Callable[[], None]], None]) -> None:

@@ -45,7 +45,7 @@ def _sources(app: Celeriac) -> Iterator[Finding]:
     from django.conf import settings
 
     named = [name for name in dir(settings) if name.startswith("CELERY_")]
-    if named and app._source is None:
+    if named and not app.has_source:
         yield _say(
             "wrong",
             "django",

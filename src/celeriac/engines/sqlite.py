@@ -122,7 +122,7 @@ class SQLiteEngine:
         self._boot = _boot_id()
         self._result_expires = result_expires
         self._revokes_expire_seconds = revokes_expire_seconds
-        self._pipes = _Pipes(self._path + ".wake")
+        self._pipes = Pipes(self._path + ".wake")
         self._mutex: Any = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._file_id = (0, 0)
@@ -1301,7 +1301,7 @@ class _Ear:
         self.names: list[str] = []
 
 
-class _Pipes:
+class Pipes:
     """The directory beside the file: named pipes that wake, and the lock file. All of it can be lost; then the net catches, within a second.
 
     lock                    held while somebody writes to the database

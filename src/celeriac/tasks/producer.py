@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -66,7 +66,18 @@ OPTIONS = frozenset({
     "content_type", "content_encoding", "expiration", "timeout", "confirm_timeout", "task_type", "chord_size", "visitor",
 })  # fmt: skip
 
-Outbox = Callable[["Sequence[Message]", "Sequence[Join]"], bool]
+
+class Outbox(Protocol):
+    """Keeps what is to be published only when something else is committed."""
+
+    def __call__(self, messages: Sequence[Message], joins: Sequence[Join], /) -> bool:
+        """Takes them, if they are a part of something; False: publish them now."""
+        ...
+
+    def flush(self) -> None:
+        """Publishes what was taken here, as if it had been committed. Raises nothing."""
+        ...
+
 
 _NO_OPTIONS: dict[str, Any] = {}
 _REPR_CHARACTERS = 1024

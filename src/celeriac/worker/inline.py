@@ -145,9 +145,8 @@ class InlineWorker:
 
     def _flush_outbox(self) -> None:
         """What waits for a commit, which in a test of Django's may never come, is looked at as if it had come."""
-        flush = getattr(self.app.outbox, "flush", None)
-        if flush is not None:
-            flush()
+        if self.app.outbox is not None:
+            self.app.outbox.flush()
 
     def _reserve(self) -> list[Delivery]:
         self._flush_outbox()
