@@ -259,7 +259,7 @@ class PostgreSQLEngine:
         self._listener = Listener(self._database)
         self._waiter: Waiter | None = None
         self._heard = threading.local()
-        """What the beginning of a subscription has said a moment ago, which spares who waits for a result a trip: (id, record, until when it counts)."""
+        """What a subscription has said a moment ago, which spares who waits for a result a trip: (id, record, until when it counts)."""
         self._schedules: Schedules | None = None
         _engines.add(self)
 

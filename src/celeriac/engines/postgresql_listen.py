@@ -6,6 +6,7 @@ import os
 import select
 import threading
 import time
+from binascii import a2b_base64
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -147,9 +148,11 @@ class Listener:
             self._lose()
             return
         for text in told:
-            key, _, count = text.partition(" ")
+            key, count, *record = text.split(" ", 2)
             places = self._places.get(int(key), [])
             for place in places[: int(count)]:
+                if record:
+                    place.record = a2b_base64(record[0])
                 # The next token is for somebody else, as long as there is somebody else.
                 places.remove(place)
                 places.append(place)
@@ -176,6 +179,7 @@ class Place:
         self.results = results
         self.version = ""
         self.record: bytes | None = None
+        """Of the first result: as it was at the beginning, then as the news told it."""
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
         self.keys: list[int] = []
         self.generation = -1
@@ -201,6 +205,9 @@ class Place:
     @property
     def pipe(self) -> int:
         return self._reader
+
+    def forget_record(self) -> None:
+        self.record = None
 
     def ring(self) -> None:
         with suppress(OSError):
@@ -378,7 +385,7 @@ class Subscription:
     """A place at the listener, and what the results looked like when it began."""
 
     def __init__(self, listener: Listener, ids: Sequence[str], hear: Callable[[bytes | None], object]) -> None:
-        """`hear` gets the record of the first id, as it is when this begins."""
+        """`hear` gets the record of the first id, as it is when this begins, and as the news tells it."""
         self._listener = listener
         self._hear = hear
         self._ids = texts(ids)
@@ -416,9 +423,12 @@ class Subscription:
                     self._add(place.socket)
                 self._begin(place)
                 return True
+            place.forget_record()
             if place.rest(min(deadline, self._look_at)):
                 if place.is_lost():
                     continue
+                if place.record is not None:
+                    self._hear(place.record)
                 return True
             now = time.monotonic()
             if now >= self._look_at:

@@ -158,13 +158,14 @@ FUNCTIONS = """
         ) w;
     END $$;
 
-    CREATE OR REPLACE FUNCTION {s}.ring_results(p_ids text[]) RETURNS void LANGUAGE plpgsql AS $$
+    -- `p_record`: of the only one, if it is small enough to be told at once.
+    CREATE OR REPLACE FUNCTION {s}.ring_results(p_ids text[], p_record bytea) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
         IF pg_try_advisory_lock({s}.key('r')) THEN
             PERFORM pg_advisory_unlock({s}.key('r'));
             RETURN;
         END IF;
-        PERFORM pg_notify('celeriac_' || l.pid, k.key || ' 1000000')
+        PERFORM pg_notify('celeriac_' || l.pid, k.key || ' 1000000' || coalesce(' ' || encode(p_record, 'base64'), ''))
         FROM (SELECT {s}.key('r' || i) AS key FROM unnest(p_ids) i UNION SELECT {s}.key('r*')) k
         JOIN pg_locks l ON l.classid = ((k.key >> 32) & 4294967295)::oid AND l.objid = (k.key & 4294967295)::oid
         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock'
@@ -262,13 +263,17 @@ FUNCTIONS = """
         v_queues text[] := p_queues;
         v_queue text;
         v_taken bigint;
+        v_is_there boolean;
+        v_pauses boolean;
         v_revokes boolean;
         v_found int;
         v_chosen text[];
         v_places tid[];
         v_wide boolean;
     BEGIN
-        IF NOT EXISTS (SELECT FROM {s}.nodes n WHERE n.id = p_node) THEN
+        SELECT EXISTS (SELECT FROM {s}.nodes n WHERE n.id = p_node), EXISTS (SELECT FROM {s}.paused), EXISTS (SELECT FROM {s}.revokes)
+            INTO v_is_there, v_pauses, v_revokes;
+        IF NOT v_is_there THEN
             RAISE EXCEPTION 'node lost' USING ERRCODE = 'CLN01';
         END IF;
         IF p_limit <= 0 THEN
@@ -276,7 +281,7 @@ FUNCTIONS = """
         END IF;
         -- Whoever asks what a dead process holds waits for what it had asked for last.
         PERFORM pg_advisory_xact_lock_shared({s}.key('h' || p_process || ' ' || p_node));
-        IF EXISTS (SELECT FROM {s}.paused) THEN
+        IF v_pauses THEN
             v_queues := ARRAY (SELECT q FROM unnest(p_queues) q WHERE NOT EXISTS (SELECT FROM {s}.paused p WHERE p.queue = q));
         END IF;
         FOREACH v_queue IN ARRAY v_queues LOOP
@@ -284,7 +289,6 @@ FUNCTIONS = """
                 PERFORM {s}.due(v_queue, v_now);
             END IF;
         END LOOP;
-        v_revokes := EXISTS (SELECT FROM {s}.revokes);
         v_taken := nextval('{s}.taken') << 20;
         v_wide := p_floors IS NULL OR cardinality(v_queues) <> cardinality(p_queues);
         FOR v_try IN 1..4 LOOP
@@ -371,7 +375,7 @@ FUNCTIONS = """
         )
         SELECT array_agg(k.task_id) INTO v_kept FROM kept k;
         IF v_kept IS NOT NULL THEN
-            PERFORM {s}.ring_results(v_kept);
+            PERFORM {s}.ring_results(v_kept, CASE WHEN cardinality(p_ids) = 1 AND octet_length(p_records[1]) < 5000 THEN p_records[1] END);
         END IF;
         RETURN v_kept;
     END $$;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -471,6 +472,30 @@ def test_the_server_restarts_under_idle_and_waiting_clients(own_server: Server) 
     engine.publish([message("n")])
     assert [delivery.id for delivery in engine.reserve(["celery"], limit=9, holder=HOLDER)] == ["m", "n"]
     engine.close()
+
+
+def test_who_waits_for_a_result_makes_no_trip_but_to_begin(engine: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = PostgreSQLEngine(url)
+    other.store([Record(task_id="m", status="STARTED")])
+    asked: list[str] = []
+    run = engine._database.run
+    monkeypatch.setattr(engine._database, "run", lambda sql, *rest: (asked.append(sql), run(sql, *rest))[1])
+    monkeypatch.setattr(postgresql, "HEARD_SECONDS", 3600.0)  # a busy machine is to take its time
+    with closing(engine.subscribe(["m"])) as subscription:
+        subscription._look_at = math.inf
+        assert engine.fetch(["m"])["m"].status == "STARTED"
+        other.store([Record(task_id="m", status="SUCCESS", result=Raw(b"1"), worker="w" * 200)])
+        assert subscription.changed(DEADLINE_SECONDS)
+        found = engine.fetch(["m"])["m"]
+        assert (found.status, bytes(found.result), found.worker) == ("SUCCESS", b"1", "w" * 200)
+        assert asked == []
+        other.store([Record(task_id="m", status="FAILURE", result=Raw(b'"' + b"x" * 10_000 + b'"'))])
+        assert subscription.changed(DEADLINE_SECONDS)
+        assert len(engine.fetch(["m"])["m"].result) == 10_002, "what is too long for the news is fetched"
+        assert len(asked) == 1
+        other.forget(["m"])
+        assert engine.fetch(["m"]) == {}
+    other.close()
 
 
 def attending(engine: PostgreSQLEngine, queue: str = "celery") -> int:
