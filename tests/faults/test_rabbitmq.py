@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from celeriac.engines import rabbitmq_sender
 from tests.support.engines import Home, Homes, RabbitMQHome, every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.load import Load
@@ -34,6 +35,17 @@ def test_a_worker_with_nothing_in_hand_does_not_wait_for_a_silent_server_to_stop
         assert worker.stop() == 0
     finally:
         proxy.remember()
+
+
+def test_a_connection_that_was_forgotten_on_its_way_is_nothing_a_caller_sees(
+    project: Project, home: RabbitMQHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rabbitmq_sender, "IDLE_SECONDS", 0.0)
+    project.tasks.add.delay(1, 1)
+    (proxy,) = home.proxies
+    proxy.swallow()
+    proxy.remember()
+    project.tasks.add.delay(1, 1)
 
 
 def test_without_memory_calls_are_refused_and_workers_finish_what_they_have(project: Project, home: RabbitMQHome) -> None:

@@ -635,11 +635,15 @@ class Intake:
         connection = self.connected(deadline)
         if self.outlet is None:
             deadline = time.monotonic() + CONNECT_SECONDS
-            fresh = wire.Connection(
-                connection.address, deadline, heartbeat_seconds=self.heartbeat_seconds, tls=self.tls, name="celeriac worker, publishing"
-            )
-            fresh.open_channel(1, deadline)
-            fresh.ask(1, wire.frame(1, wire.CONFIRM_SELECT, b"\x00"), wire.CONFIRM_SELECT_OK, deadline)
+            try:
+                fresh = wire.Connection(
+                    connection.address, deadline, heartbeat_seconds=self.heartbeat_seconds, tls=self.tls, name="celeriac worker, publishing"
+                )
+                fresh.open_channel(1, deadline)
+                fresh.ask(1, wire.frame(1, wire.CONFIRM_SELECT, b"\x00"), wire.CONFIRM_SELECT_OK, deadline)
+            except EngineUnavailable as problem:
+                self.sender.breaker.failed(str(problem))
+                raise
             self.outlet = fresh
         return self.outlet
 

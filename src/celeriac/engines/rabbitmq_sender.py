@@ -9,6 +9,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -25,6 +26,10 @@ LONGEST_SECONDS = STEP_SECONDS * (2**LEVELS - 1)
 LETTER_SECONDS = 60
 NOTE_SECONDS = 2.0
 """So long a note may take, before it is tried again on another connection."""
+IDLE_SECONDS = 3.0
+"""A connection that was not used for so long is asked first whether it is there: on its way a firewall, say, may have forgotten it."""
+ASK_SECONDS = 1.0
+"""So long it may take to answer; in a hurry, half of the time there is."""
 WINDOW = 1000
 """So many publications may be unconfirmed at once."""
 NAME_BYTES = 170
@@ -491,7 +496,7 @@ class Sender:
                     link = self._idle.pop()
                 except IndexError:
                     break
-                if not link.is_dead() and link.heard_at > self.breaker.failed_at:
+                if self._lives(link, deadline):
                     return link
                 link.drop("")
             self.breaker.check(deadline)
@@ -499,6 +504,22 @@ class Sender:
         except BaseException:
             self._room.release()
             raise
+
+    def _lives(self, link: Link, deadline: float) -> bool:
+        """Whether a connection that was left alone is there still."""
+        if link.is_dead() or link.heard_at <= self.breaker.failed_at:
+            return False
+        now = time.monotonic()
+        if link.blocked or now - link.heard_at < IDLE_SECONDS:
+            return True
+        try:
+            link.ask(1, wire.prefetch(1, 0), wire.BASIC_QOS_OK, now + min(ASK_SECONDS, (deadline - now) / 2))
+        except EngineUnavailable:
+            with suppress(IndexError):  # they went the same way
+                while True:
+                    self._idle.pop().drop("")
+            return False
+        return True
 
     def _connect(self, deadline: float) -> Link:
         problem: EngineUnavailable | None = None
