@@ -93,9 +93,10 @@ class Load:
         """Nothing more is sent; waits until all of it (that was sent after `lost_before`) has run."""
         self.project.open_gate(f"{self.name}-enough")
         assert self.program.wait(20) == 0
-        ids = [entry.id for entry in self.sent() if entry.at > lost_before and entry.kind != "once"]
+        sent = [entry for entry in self.sent() if entry.at > lost_before]
         with suppress(AssertionError):  # `check` says what is missing
-            self.project.wait_done(ids)
+            self.project.wait_done([entry.id for entry in sent if entry.kind != "once"])
+            until(lambda: not self._forgotten(sent), "what follows has started")
         self.project.wait_empty()
 
     def check(self, *, lost_before: float = 0.0) -> str:
@@ -115,12 +116,14 @@ class Load:
         records = self.project.backend.fetch([entry.id for entry in due])
         unstored = [entry.label for entry in due if entry.id not in records or records[entry.id].status != "SUCCESS"]
         assert not unstored, f"results of {len(unstored)} lost: {unstored[:10]}"
-        started = {entry.label for entry in journal if entry.what == "start"}
-        forgotten = [
-            entry.label for entry in sent if int(entry.label.rpartition("-")[2]) % 10 == 1 and f"after-{entry.label}" not in started
-        ]
+        forgotten = self._forgotten(sent)
         assert not forgotten, f"follow-ups of {forgotten[:10]} lost"
         assert not self.project.dead()
+
+    def _forgotten(self, sent: list[Entry]) -> list[str]:
+        """Those with a follow-up that has not started."""
+        started = {entry.label for entry in self.project.journal("start")}
+        return [entry.label for entry in sent if int(entry.label.rpartition("-")[2]) % 10 == 1 and f"after-{entry.label}" not in started]
 
     def _check_repeats(self, journal: list[Entry], lost_before: float) -> int:
         starts: dict[tuple[str, int], list[Entry]] = {}
@@ -135,7 +138,9 @@ class Load:
             for before, again in pairwise(entries):
                 repeats += 1
                 ended_at = ends.get((label, retries, before.pid), before.at)
-                explained = any(before.at <= killed + UNSETTLED_SECONDS and ended_at >= killed - UNSETTLED_SECONDS for killed in self.server_kills)
+                explained = any(
+                    before.at <= killed + UNSETTLED_SECONDS and ended_at >= killed - UNSETTLED_SECONDS for killed in self.server_kills
+                )
                 assert explained or before.at < lost_before, f"{label} started twice for no reason:\n{before}\n{again}\nended {ended_at}"
         return repeats
 
