@@ -133,7 +133,7 @@ class Server:
         for system in ("quorum", "coordination"):
             for node in (self.directory / "data").glob(f"*/{system}/*/"):
                 youngest = max((path.stat().st_mtime for path in node.glob("*/config")), default=0.0)
-                if youngest and (node / "names.dets").stat().st_mtime <= youngest:
+                if time.time() - youngest < 2.0 and (node / "names.dets").stat().st_mtime <= youngest:
                     return False
         return True
 
