@@ -79,7 +79,7 @@ SLEPT_SECONDS = 2.0
 REPEAT_SECONDS = 0.1
 """When something is published again that RabbitMQ did not take."""
 LINGER_SECONDS = 0.003
-"""So long who wants many is kept waiting while there are some: each answer costs the same, however many it brings."""
+"""So long who wants many is kept waiting while there are several: each answer costs the same, however many it brings. One alone is not part of a stream."""
 SLICE_SECONDS = 0.02
 _SINCE = b"\x0eceleriac-sinced"
 _UNUSUAL = (b"celeriac-counts", b"x-delivery-count", b"celeriac-left", b"celeriac-again")
@@ -1313,7 +1313,7 @@ class Intake:
             queues, limit, refused, since = client.asks
             free = [queue for queue in queues if queue not in self.paused]
             there = self._count(free)
-            if there and (there >= limit or now - since >= LINGER_SECONDS):
+            if there == 1 or there >= limit or (there and now - since >= LINGER_SECONDS):
                 taken = self._take(free, limit, client.holder)
                 if taken:
                     self._answer(client, self._handed(client, refused, taken))
