@@ -62,7 +62,11 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = Parser().parsestr(next(archive.read(name).decode() for name in names if name.endswith("/METADATA")))
-    sources = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "celeriac").rglob("*") if path.suffix in (".py", ".typed", ".html", ".js", ".css")}
+    sources = {
+        str(path.relative_to(ROOT / "src"))
+        for path in (ROOT / "src" / "celeriac").rglob("*")
+        if path.suffix in (".py", ".typed", ".html", ".js", ".css")
+    }
     packed = {name for name in names if not name.partition("/")[0].endswith(".dist-info")}
     assert "celeriac/py.typed" in packed
     assert sources <= packed

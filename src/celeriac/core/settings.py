@@ -298,7 +298,12 @@ class Settings:
     broker_transport_options: Mapping[str, Any] = _setting(
         _MAPPING, _EMPTY, "Options of the broker's engine.", old="BROKER_TRANSPORT_OPTIONS"
     )
-    broker_use_ssl: Any = _setting(_ANYTHING, False, "Celery: TLS to the broker. Here the URL says it (rediss://, amqps://); set without such a URL, this is an error.", old="BROKER_USE_SSL")
+    broker_use_ssl: Any = _setting(
+        _ANYTHING,
+        False,
+        "Celery: TLS to the broker. Here the URL says it (rediss://, amqps://); set without such a URL, this is an error.",
+        old="BROKER_USE_SSL",
+    )
     broker_publish_timeout: float = _setting(
         _POSITIVE_SECONDS, 1.0, "After so long, a call that cannot be sent raises EnqueueError.", celery=None
     )
