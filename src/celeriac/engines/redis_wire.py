@@ -296,10 +296,10 @@ class Server:
                 self.give(link)
                 return reply
             if not self._redirected(link, reply) or tries >= TRIES or time.monotonic() >= deadline:
-                refusal = self._refusal(reply, lost)
+                answer = self._refusal(reply, lost)
                 if self.place.cluster and _code(reply) in ("MOVED", "CLUSTERDOWN"):
-                    self._breaker.failed(str(refusal))  # others answer for the one that has our keys, and is away
-                raise refusal
+                    self._breaker.failed(str(answer))  # others answer for the one that has our keys, and is away
+                raise answer
 
     def take(self, deadline: float) -> Link:
         """A connection for the caller alone. Raises EngineUnavailable: there is none to be had before the deadline."""
