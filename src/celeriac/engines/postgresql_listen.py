@@ -272,7 +272,7 @@ class Waiter:
                 return self._wait(now, deadline)
             except Ambiguous as error:
                 self.close()
-                if error.silent:
+                if error.silent or time.monotonic() >= deadline:
                     raise
                 # It died while nobody used it; the losses that are counted tell that all exchanges are in doubt.
 
