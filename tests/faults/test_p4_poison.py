@@ -29,7 +29,7 @@ def test_p4_a_task_that_kills_its_process_stops_after_three_starts(project: Proj
     letter = until(lambda: project.dead().get(poison.id), "it is a dead letter")
     assert letter.crashes == 3 and "died 3 times" in letter.reason and "proj.die" in letter.reason
     for task_id in before + after:
-        assert project.state(task_id) == "SUCCESS"
+        project.wait_state(task_id, "SUCCESS")
     labels = [entry.label for entry in project.journal("start") if entry.label != "poison"]
     assert sorted(labels) == sorted(set(labels)), "a neighbour ran twice"
     assert project.tasks.add.delay(1, 1).get(timeout=40) == 2

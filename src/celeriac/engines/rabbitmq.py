@@ -7,7 +7,7 @@ a crash    of a process or a worker loses nothing; of the server: nothing that w
 order      as RabbitMQ gives: oldest first; by priority in a queue of `task_queues` that has `max_priority` (a classic queue). What was given back comes before
 waiting    RabbitMQ pushes; nobody polls
 leases     RabbitMQ's: a message belongs to the connection that got it, which is the supervisor's (rabbitmq_intake.py). It ends with the connection, at once when
-           the worker dies, after `heartbeat` × 2 (20 s) when its host does. A worker that lost its connection goes on, takes back what it gets again, and is refused the rest
+           the worker dies, after two heartbeats (each half of the lease that it is registered with) when its host does. A worker that lost its connection goes on, takes back what it gets again, and is refused the rest
 repeats    RabbitMQ knows no ids. So a publication whose confirmation was lost is not repeated, but reported; and a message that may be a second copy says so
            (`Delivery.repeated`), and whoever has the results looks there before it runs
 clocks     delays are measured by the server, `expires` by the worker's clock
@@ -363,7 +363,7 @@ class RabbitMQEngine:
     # -- nodes and their leases ----------------------------------------------------------------------------------
 
     def register(self, node: Node, *, lease_seconds: float) -> None:
-        beat = min(self._heartbeat_seconds, max(1, round(lease_seconds / 3)))
+        beat = min(self._heartbeat_seconds, max(1, round(lease_seconds / 2)))
         self._intake.register(node, self._clock.monotonic() + lease_seconds, beat)
         deadline = time.monotonic() + LOCAL_SECONDS
         with self._sender.link(deadline) as link:
