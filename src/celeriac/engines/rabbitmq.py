@@ -6,7 +6,7 @@ storage    messages as Celery writes them (interop/celery.py), persistent, in th
 a crash    of a process or a worker loses nothing; of the server: nothing that was confirmed, and `publish` waits for the confirmation
 order      as RabbitMQ gives: oldest first; by priority in a queue of `task_queues` that has `max_priority` (a classic queue). What was given back comes before
 waiting    RabbitMQ pushes; nobody polls
-leases     RabbitMQ's: a message belongs to the connection that got it, which is the supervisor's (rabbitmq_intake.py). It ends with the connection, at once when
+leases     RabbitMQ's: a message belongs to the connection that got it, which is the supervisor's (rabbitmq_intake.py, and rabbitmq_desk.py for its processes). It ends with the connection, at once when
            the worker dies, after two heartbeats (each half of the lease that it is registered with) when its host does. A worker that lost its connection goes on, takes back what it gets again, and is refused the rest
 repeats    RabbitMQ knows no ids. So a publication whose confirmation was lost is not repeated, but reported; and a message that may be a second copy says so
            (`Delivery.repeated`), and whoever has the results looks there before it runs
@@ -36,9 +36,11 @@ from ..core.errors import DecodeError, EngineUnavailable, ImproperlyConfigured, 
 from ..core.message import Delivery, Holder, Join, Message, Revocation, Settlement, Verdict
 from ..interop.celery import body_of, content_encoding_of, headers_of, message_of
 from . import rabbitmq_wire as wire
-from .rabbitmq_intake import LOCAL_SECONDS, Desk, Held, Intake, addressed, delivery, readdressed, relabelled
+from .rabbitmq_desk import Desk
+from .rabbitmq_held import Held, addressed, delivery, readdressed, relabelled
+from .rabbitmq_intake import Intake
 from .rabbitmq_replies import Replies
-from .rabbitmq_sender import Publication, Sender, Topology
+from .rabbitmq_sender import LOCAL_SECONDS, Publication, Sender, Topology
 
 if TYPE_CHECKING:
     from ..contracts.broker import Broker

@@ -28,14 +28,11 @@ import math
 import os
 import socket
 import struct
-import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from itertools import islice
 from operator import attrgetter
 from typing import Any
@@ -46,10 +43,12 @@ from ..contracts.mailbox import Letter, Node
 from ..core.clock import Clock
 from ..core.errors import EngineUnavailable, NodeLost
 from ..core.ids import new_id
-from ..core.message import Delivery, Holder, Lease
+from ..core.message import Holder
 from . import rabbitmq_wire as wire
 from .network import readable
-from .rabbitmq_sender import LETTER_SECONDS, MANY_DELIVERIES, Publication, Sender, Topology, noted
+from .rabbitmq_desk import Answer, is_ours, length, listen, pack, unlisten, unpack
+from .rabbitmq_held import Held, addressed, read_slip, readdressed, relabelled
+from .rabbitmq_sender import LETTER_SECONDS, LOCAL_SECONDS, MANY_DELIVERIES, Publication, Sender, Topology, noted
 
 QUIET_SECONDS = 0.05
 """Nobody has asked for so long: what is buffered would wait behind something long. Twice as long after each time that it was given back for this, up to …"""
@@ -59,13 +58,9 @@ PATIENCE_SECONDS = 0.02
 """So long a process that asks is kept waiting for what RabbitMQ may be about to give; it takes "nothing" as a sign that it is idle."""
 CALM_SECONDS = 10.0
 """After so long without it, the shortest time holds again."""
-LOCAL_SECONDS = 8.0
-"""How long a call waits for RabbitMQ, unless it says otherwise."""
 CONNECT_SECONDS = 3.0
 DOUBT_SECONDS = 2.0
 """A server that has left somebody without an answer may take so long to answer the supervisor whether it is there."""
-ANSWER_SECONDS = 10.0
-"""A supervisor that leaves its process without an answer for so long, and for three heartbeats, is stopped or dead: RabbitMQ has given others what it held."""
 AWAY_SECONDS = 1.0
 """So long what a process asks is kept for a lost connection to come back. Then it is told, so that it can look whether it is to stop."""
 RETURN_SECONDS = 3.0
@@ -81,139 +76,8 @@ REPEAT_SECONDS = 0.1
 LINGER_SECONDS = 0.003
 """So long who wants many is kept waiting while there are several: each answer costs the same, however many it brings. One alone is not part of a stream."""
 SLICE_SECONDS = 0.02
-_SINCE = b"\x0eceleriac-sinced"
-_UNUSUAL = (b"celeriac-counts", b"x-delivery-count", b"celeriac-left", b"celeriac-again")
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder().decode
 _json = msgspec.json.Decoder().decode
 _decode_letter = msgspec.json.Decoder(tuple[float, Letter]).decode
-_length = struct.Struct(">I")
-_double = struct.Struct(">d")
-
-
-class Held(msgspec.Struct, array_like=True):
-    """A message that RabbitMQ has given us."""
-
-    id: str
-    queue: str
-    properties: bytes
-    body: bytes
-    crashes: int = 0
-    interruptions: int = 0
-    token: int = 0
-    since: float = 0.0
-    again: bool = False
-    """It may be a second copy of a message that is done."""
-    tag: int | None = None
-    """The broker's number of it; None while it is on its way into custody, or lost."""
-    lost: bool = False
-    """The connection that held it is gone: the broker gives it to whoever comes first, maybe to us again."""
-    holder: Holder | None = None
-    taken_at: float = 0.0
-    revoked: bool = False
-    place: tuple[int, float, int, float] = (0, 0.0, 0, 0.0)
-    """Its place among those that are buffered."""
-    base: int = 0
-    """The highest token of a lease that had ended when it was published."""
-    copy: bool = False
-    """It is a copy that was in custody, not what a settlement has published."""
-    doubtful: bool = False
-    """It was given to somebody before and came back without a word."""
-
-
-def read_slip(properties: bytes, body: bytes, queue: str, tag: int, redelivered: bool, now: float) -> tuple[Held, float]:
-    """What has to be known of a message, mostly without a look at all of its headers; and for how many seconds it is not due yet."""
-    try:
-        at = properties.find(_SINCE)
-        id = wire.read_id(properties)
-        if at >= 0 and id and not redelivered and not any(word in properties for word in _UNUSUAL):
-            return Held(
-                id=id, queue=queue, properties=properties, body=body, since=_double.unpack_from(properties, at + 16)[0], tag=tag
-            ), 0.0
-        headers, _ = wire.read_properties(properties)
-    except (ValueError, IndexError, struct.error):
-        return Held(id=f"undecodable-{new_id()}", queue=queue, properties=properties, body=body, since=now, tag=tag), 0.0
-    id = str(headers.get("id") or id or _id_of_protocol_1(body) or f"undecodable-{new_id()}")
-    counts = headers.get("celeriac-counts") or [0, 0, 0]
-    lost = headers.get("x-delivery-count")
-    if lost is None:
-        lost = 1 if redelivered else 0  # a classic queue tells only that there was a first time
-    wait = float(headers.get("celeriac-left") or 0.0)
-    since = headers.get("celeriac-since")
-    if since is None:
-        since = now
-        eta = headers.get("eta")
-        if eta:
-            with suppress(ValueError, TypeError):
-                moment = datetime.fromisoformat(str(eta))
-                wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
-    held = Held(
-        id=id,
-        queue=queue,
-        properties=properties,
-        body=body,
-        crashes=counts[0],
-        interruptions=counts[1] + lost,
-        token=counts[2] + lost,
-        since=float(since),
-        again=bool(headers.get("celeriac-again")),
-        tag=tag,
-        base=counts[2],
-        copy=len(counts) > 3,
-        doubtful=lost > 0 or len(counts) > 3,
-    )
-    return held, wait
-
-
-def _id_of_protocol_1(body: bytes) -> str:
-    with suppress(msgspec.DecodeError):
-        old = _json(body)
-        if isinstance(old, dict):
-            return str(old.get("id") or "")
-    return ""
-
-
-def readdressed(
-    held: Held, topology: Topology, *, crashes: int | None = None, interruptions: int | None = None, seconds: float = 0.0
-) -> Publication:
-    """The message as it was, with these counts, to the queue of what was given back; after so many seconds."""
-    counts = [held.crashes if crashes is None else crashes, held.interruptions if interruptions is None else interruptions, held.token]
-    properties = relabelled(held.properties, {"celeriac-counts": counts, "celeriac-since": held.since})
-    return addressed(topology, "returned", held.queue, topology.returned(held.queue), properties, held.body, seconds)
-
-
-def addressed(topology: Topology, kind: str, name: str, queue: str, properties: bytes, body: bytes, seconds: float) -> Publication:
-    """To a queue of ours, now or after so many seconds."""
-    if seconds <= 0.0:
-        return Publication("", queue, properties, body, ((kind, name),))
-    exchange, key, left = topology.delayed(queue, seconds)
-    if left or b"celeriac-left" in properties:
-        properties = relabelled(properties, {"celeriac-left": left})
-    return Publication(exchange, key, properties, body, ((kind, name), ("delays", ""), ("due", queue)))
-
-
-def relabelled(properties: bytes, more: dict[str, Any]) -> bytes:
-    """The same properties with these headers (without those that are None); without what the broker has added on the way."""
-    try:
-        headers, others = wire.read_properties(properties)
-    except (ValueError, IndexError, struct.error):
-        headers, others = {"celeriac-raw": properties}, {}
-    headers = {name: value for name, value in headers.items() if not name.startswith("x-")}
-    headers.update(more)
-    headers = {name: value for name, value in headers.items() if name not in more or value is not None}
-    return wire.properties(
-        headers,
-        content_type=others.get("content_type", "application/json"),
-        content_encoding=others.get("content_encoding", "utf-8"),
-        priority=others.get("priority", 0),
-        correlation_id=others.get("correlation_id", ""),
-        reply_to=others.get("reply_to", ""),
-    )
-
-
-_Answer = tuple[str, list[str], list[Held]]
-"""What a process is answered: a word, ids (or what is wrong), messages."""
-_unpack_answer: Callable[[bytes], _Answer] = msgspec.msgpack.Decoder(_Answer).decode
 
 
 class _Consumer(msgspec.Struct):
@@ -338,7 +202,7 @@ class Intake:
             self.connected(time.monotonic() + LOCAL_SECONDS)
             self.nodes[node.id] = (node, until)
             if node.id not in self._listeners and node.pid == os.getpid():
-                self._listeners[node.id] = _listen(node.id)
+                self._listeners[node.id] = listen(node.id)
 
     def give_up(self, node: str, *, crashed: bool) -> list[str]:
         """The node is gone: what it held is ready again. Returns the ids."""
@@ -352,7 +216,7 @@ class Intake:
         self.nodes.pop(node, None)
         listener = self._listeners.pop(node, None)
         if listener is not None:
-            _unlisten(listener)
+            unlisten(listener)
         mine = [held for held in self.held.values() if held.holder is not None and held.holder.node == node]
         self._publish_back(mine, crashed=crashed, interrupted=not crashed)
         self._forget_demand(node)
@@ -724,7 +588,7 @@ class Intake:
             del self.nodes[node]
             listener = self._listeners.pop(node, None)
             if listener is not None:
-                _unlisten(listener)
+                unlisten(listener)
         self.held.clear()
         self._lost_until = 0.0
 
@@ -834,7 +698,7 @@ class Intake:
             with suppress(EngineUnavailable):
                 self._give_back_buffer()
             for node in list(self._listeners):
-                _unlisten(self._listeners.pop(node))
+                unlisten(self._listeners.pop(node))
             for client in list(self._clients.values()):
                 self._drop_client(client)
             if self.connection is not None:
@@ -1189,7 +1053,7 @@ class Intake:
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
             link, _ = listener.accept()
-            if not _is_ours(link):
+            if not is_ours(link):
                 link.close()
                 return
             link.setblocking(False)
@@ -1208,10 +1072,10 @@ class Intake:
         buffer = client.buffer
         buffer += data
         while len(buffer) >= 4:
-            (size,) = _length.unpack_from(buffer)
+            (size,) = length.unpack_from(buffer)
             if len(buffer) < 4 + size:
                 break
-            request = _unpack(bytes(memoryview(buffer)[4 : 4 + size]))
+            request = unpack(bytes(memoryview(buffer)[4 : 4 + size]))
             del buffer[: 4 + size]
             self._reply(client, request)
 
@@ -1233,9 +1097,9 @@ class Intake:
     def _answer(self, client: _Client, answer: Any) -> None:
         if answer is None:
             return
-        raw = _pack(answer)
+        raw = pack(answer)
         try:
-            raw = _length.pack(len(raw)) + raw
+            raw = length.pack(len(raw)) + raw
             try:
                 sent = client.link.send(raw)
             except BlockingIOError:
@@ -1321,7 +1185,7 @@ class Intake:
                 client.asks = None
                 self._answer(client, ("ok", refused, ()))
 
-    def _handed(self, client: _Client, refused: list[str], taken: list[Held]) -> _Answer | None:
+    def _handed(self, client: _Client, refused: list[str], taken: list[Held]) -> Answer | None:
         """The answer of who gets these; None: it gets one later."""
         if not taken:
             return None
@@ -1449,163 +1313,6 @@ class Intake:
                 refused, taken = client.promised
                 client.promised = client.asks = None
                 self._answer(client, ("ok", refused, taken))
-
-
-# -- the other end: a process of a worker ----------------------------------------------------------------------------
-
-
-class Desk:
-    """Asks the supervisor of a node, from one of its processes. One thread uses it."""
-
-    def __init__(self, node: str, heartbeat_seconds: float) -> None:
-        self.node = node
-        self._link = _reach(node)
-        self._patience_seconds = max(ANSWER_SECONDS, 3.0 * heartbeat_seconds)
-        self._silent = False
-
-    def exchange(self, holder: Holder, leases: Sequence[Any], queues: Sequence[str], limit: int) -> tuple[list[str], list[Held]]:
-        _, refused, held = self._ask(["exchange", holder.node, holder.process, leases, queues, limit])
-        return refused, held
-
-    def settle(self, leases: Sequence[Any]) -> list[str]:
-        return self._ask(["settle", leases])[1]
-
-    def stale(self, leases: Sequence[Any]) -> list[str]:
-        return self._ask(["stale", leases])[1]
-
-    def held(self, node: str, process: int | None) -> list[Held]:
-        return self._ask(["held", node, process])[2]
-
-    def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
-        self._send(["wait", list(queues)])
-        answer = self._receive(timeout_seconds)
-        if answer is not None:
-            return bool(answer[0] == "woken")
-        self._send(["unwait"])
-        woken = False
-        while self._answer()[0] != "unwaited":
-            woken = True
-        return woken
-
-    def close(self) -> None:
-        self._link.close()
-
-    def _ask(self, request: Any) -> _Answer:
-        self._send(request)
-        answer = self._answer()
-        if answer[0] == "lost":
-            raise NodeLost(self.node)
-        if answer[0] == "away":
-            raise EngineUnavailable(answer[1][0])
-        return answer
-
-    def _answer(self) -> _Answer:
-        answer = None if self._silent else self._receive(self._patience_seconds)
-        if answer is None:
-            self._silent = True
-            raise NodeLost(self.node)
-        return answer
-
-    def _send(self, request: Any) -> None:
-        raw = _pack(request)
-        try:
-            self._link.settimeout(LOCAL_SECONDS)
-            self._link.sendall(_length.pack(len(raw)) + raw)
-        except OSError as problem:
-            raise EngineUnavailable(f"The supervisor of this process is gone: {problem}") from problem
-
-    def _receive(self, timeout_seconds: float) -> _Answer | None:
-        """None when nothing has come in time."""
-        try:
-            self._link.settimeout(max(0.000001, timeout_seconds))
-            head = self._link.recv(4, socket.MSG_WAITALL)
-            if len(head) == 4:
-                (size,) = _length.unpack(head)
-                self._link.settimeout(LOCAL_SECONDS)
-                parts: list[bytes] = []
-                while size > 0:
-                    part = self._link.recv(min(size, 1 << 20))
-                    if not part:
-                        break
-                    parts.append(part)
-                    size -= len(part)
-                if not size:
-                    return _unpack_answer(b"".join(parts))
-        except TimeoutError:
-            return None
-        except OSError as problem:
-            raise EngineUnavailable(f"The supervisor of this process is gone: {problem}") from problem
-        raise EngineUnavailable("The supervisor of this process is gone.")
-
-
-def delivery(held: Held, decode: Callable[[Held], Any], now: float) -> Delivery:
-    """What a worker gets of it."""
-    message, error = decode(held)
-    assert held.holder is not None
-    return Delivery(
-        id=held.id,
-        queue=held.queue,
-        lease=Lease(held.holder, held.token),
-        receipt=None,
-        message=message,
-        crashes=held.crashes,
-        interruptions=held.interruptions,
-        waiting_since=held.since,
-        expired=message is not None and message.expires is not None and now > message.expires.timestamp(),
-        revoked=held.revoked,
-        repeated=held.again,
-        raw_message=b"" if message is not None else held.body,
-        error=error,
-    )
-
-
-# -- local sockets -----------------------------------------------------------------------------------------------------
-
-
-def _local_address(node: str) -> str:
-    name = f"celeriac-{os.getuid()}-{node}"[:100]
-    return f"\0{name}" if sys.platform == "linux" else os.path.join(tempfile.gettempdir(), name)
-
-
-def _listen(node: str) -> socket.socket:
-    address = _local_address(node)
-    if not address.startswith("\0"):
-        with suppress(FileNotFoundError):
-            os.unlink(address)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(address)
-    if not address.startswith("\0"):
-        os.chmod(address, 0o600)
-    listener.listen(1024)
-    listener.setblocking(False)
-    return listener
-
-
-def _unlisten(listener: socket.socket) -> None:
-    address = listener.getsockname()
-    listener.close()
-    if isinstance(address, str) and address:
-        with suppress(OSError):
-            os.unlink(address)
-
-
-def _reach(node: str) -> socket.socket:
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        link.settimeout(LOCAL_SECONDS)
-        link.connect(_local_address(node))
-    except OSError as problem:
-        link.close()
-        raise NodeLost(node) from problem
-    return link
-
-
-def _is_ours(link: socket.socket) -> bool:
-    """The other end runs as the same user. (Names of this kind have no owner that the system would check.)"""
-    if sys.platform != "linux":
-        return True
-    _, user, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return bool(user == os.getuid())
 
 
 _by_place = attrgetter("place")

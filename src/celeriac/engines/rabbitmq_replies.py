@@ -23,8 +23,7 @@ from ..core.message import Delivery, Lease, Record
 from ..core.states import READY_STATES
 from . import rabbitmq_wire as wire
 from .network import readable
-from .rabbitmq_intake import LOCAL_SECONDS
-from .rabbitmq_sender import Publication, Sender
+from .rabbitmq_sender import LOCAL_SECONDS, Publication, Sender
 
 if TYPE_CHECKING:
     from ..contracts.results import ResultBackend, Subscription

@@ -23,6 +23,8 @@ LEVELS = 28
 """There are so many queues in which messages wait, one for each power of two of STEP_SECONDS. They add up to 155 days; who waits longer goes round again."""
 STEP_SECONDS = 0.05
 LONGEST_SECONDS = STEP_SECONDS * (2**LEVELS - 1)
+LOCAL_SECONDS = 8.0
+"""How long a call waits for RabbitMQ, unless it says otherwise."""
 LETTER_SECONDS = 60
 NOTE_SECONDS = 2.0
 """So long a note may take, before it is tried again on another connection."""
