@@ -282,7 +282,7 @@ class Executor:
         if time.monotonic() < self.lease_until():
             return True
         holder = delivery.lease.holder
-        return any(held.lease == delivery.lease for held in self.broker.held(holder.node, holder.process))
+        return any((held.id, held.lease) == (delivery.id, delivery.lease) for held in self.broker.held(holder.node, holder.process))
 
     def _followed_up(self, delivery: Delivery, record: Record) -> Settlement | None:
         """Ends a delivery whose result is stored: its worker died before it could publish what follows, or before it could say that it had."""
