@@ -14,6 +14,11 @@ class Trouble:
         self._what = what
         self._since: float | None = None
 
+    @property
+    def lasts(self) -> bool:
+        """It has failed, and has not worked since."""
+        return self._since is not None
+
     def seen(self, error: BaseException) -> None:
         """It failed (again)."""
         if self._since is None:

@@ -177,7 +177,12 @@ class Supervisor:
             self._kill_all()
             for companion in self.companions:
                 companion.end()
-            self.lease.end()
+            if self.trouble.lasts:  # nobody would answer, and whoever stops us will not wait for long
+                logger.warning(
+                    "This worker does not sign off while its engine is away; others will notice in %g s.", self.lease.lease_seconds
+                )
+            else:
+                self.lease.end()
             os.close(self.plan.rates_fd)
             events.worker_shutdown.send(sender=self)
         return EXIT_RESTART if self._restart else EXIT_OK
@@ -366,7 +371,10 @@ class Supervisor:
                 process.drain()
         if self._cold or time.monotonic() > self._deadline:
             self._kill_all()
-        # Processes that ended so have settled what was theirs: there is nothing to wait for, not even for an engine that is away.
+        return self._all_ended_in_peace()
+
+    def _all_ended_in_peace(self) -> bool:
+        """They have settled what was theirs: there is nothing to wait for, not even for an engine that is away."""
         return all(process.ended() and process.exit_code in _IN_PEACE for process in [*self.processes.values(), *self.unrecovered])
 
     _announced: frozenset[str] = frozenset()
@@ -392,9 +400,12 @@ class Supervisor:
                 process.kill()
         for process in self.processes.values():
             _wait_for_end(process)
+        if self.trouble.lasts and self._all_ended_in_peace():
+            return  # they have settled what was theirs
         try:
             self._bury_the_dead()
         except EngineUnavailable as error:
+            self.trouble.seen(error)
             logger.error("What this worker held will be ready again when its lease runs out: %s", error)
             self.unrecovered.clear()
 
