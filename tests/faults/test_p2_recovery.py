@@ -93,6 +93,7 @@ def test_p2_another_worker_has_the_tasks_of_a_dead_one_within_30_seconds(project
     again = [project.wait_started(label, times=2).at for label in ("one", "two")]
     assert max(again) - killed_at < 30.0
     project.open_gate("go")
+    until(lambda: len(project.journal("end")) == 2, "both have ended")
     project.wait_empty()
     assert len(project.journal("end")) == 2
 

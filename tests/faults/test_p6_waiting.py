@@ -34,7 +34,7 @@ def test_p6_what_waits_for_its_time_waits_in_the_engine_and_survives_every_resta
     lateness = [project.starts(f"task-{number}")[0].wall - begun - delay for number, delay in enumerate(delays)]
     assert min(lateness) >= 0.0, "nothing starts before its time"
     assert statistics.median(lateness) < 1.0, lateness
-    first, second = project.starts("retried")
+    *_, first, second = project.starts("retried")  # where results live elsewhere, RETRY may be stored when the retry is not published yet
     assert second.wall - first.wall >= 3.0
     if project.broker.capabilities.ids:
         assert project.broker.find([months.id])[months.id].state == "scheduled"
