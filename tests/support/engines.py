@@ -255,9 +255,9 @@ class PostgreSQLHome:
         self.server.start()
 
     def forget_all(self) -> None:
-        """All schemas of tests are gone."""
+        """All schemas of tests are gone. Those who work in them take locks in another order, so it may need several tries."""
         for (schema,) in self._execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'test\\_%'"):
-            self._execute(f"DROP SCHEMA {schema} CASCADE")
+            wait_for(lambda drop=f"DROP SCHEMA IF EXISTS {schema} CASCADE": self._execute(drop))
 
     def close_clients(self) -> int:
         terminate = (
