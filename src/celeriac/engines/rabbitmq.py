@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 import msgspec
@@ -62,6 +62,15 @@ _options = frozenset({"queue_type", "name_prefix", "heartbeat", "custody_seconds
 _of_others = frozenset(
     {"visibility_timeout", "confirm_publish", "max_retries", "interval_start", "interval_step", "interval_max", "login_method"}
 )
+
+
+class _Wish(NamedTuple):
+    """What somebody wants to have next."""
+
+    queues: Sequence[str]
+    limit: int
+    holder: Holder
+    wait_seconds: float
 
 
 class RabbitMQEngine:
@@ -188,9 +197,9 @@ class RabbitMQEngine:
         return Publication(exchange, key, properties, body, needs)
 
     def reserve(self, queues: Sequence[str], *, limit: int, holder: Holder, wait_seconds: float = 0.0) -> list[Delivery]:
-        if wait_seconds > 0.0 and not self.wait(queues, wait_seconds):
+        if wait_seconds > 0.0 and self._place_of(holder.node) is not None and not self._intake.wait(queues, wait_seconds):
             return []
-        return self.exchange((), queues, limit=limit, holder=holder)[1]
+        return self._exchange((), queues, limit, holder, wait_seconds)[1]
 
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:
         refused: list[str] = []
@@ -211,27 +220,29 @@ class RabbitMQEngine:
     def exchange(
         self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder
     ) -> tuple[list[str], list[Delivery]]:
+        return self._exchange(settlements, queues, limit, holder)
+
+    def _exchange(
+        self, settlements: Sequence[Settlement], queues: Sequence[str], limit: int, holder: Holder, wait_seconds: float = 0.0
+    ) -> tuple[list[str], list[Delivery]]:
         place = self._place_of(holder.node)
         if place is not None and holder.node not in place.nodes:
             raise NodeLost(holder.node)
-        refused, held = self._settle(holder.node, settlements, queues=queues, limit=limit, holder=holder)
+        wish = _Wish(queues, limit, holder, wait_seconds)
+        refused, held = self._settle(holder.node, settlements, wish)
         if not held:
             return refused, []
         now = self._clock.time()
         return refused, [delivery(one, self._decode, now) for one in held]
 
-    def _settle(
-        self, node: str, settlements: Sequence[Settlement], *, queues: Sequence[str] = (), limit: int = 0, holder: Holder | None = None
-    ) -> tuple[list[str], list[Held]]:
+    def _settle(self, node: str, settlements: Sequence[Settlement], wish: _Wish | None = None) -> tuple[list[str], list[Held]]:
         try:
-            return self._settle_and_take(node, settlements, queues, limit, holder)
+            return self._settle_and_take(node, settlements, wish)
         except EngineUnavailable:
             self._leave_desk()
             raise
 
-    def _settle_and_take(
-        self, node: str, settlements: Sequence[Settlement], queues: Sequence[str], limit: int, holder: Holder | None
-    ) -> tuple[list[str], list[Held]]:
+    def _settle_and_take(self, node: str, settlements: Sequence[Settlement], wish: _Wish | None) -> tuple[list[str], list[Held]]:
         """Publishes what follows, then acknowledges, then takes what is next."""
         place = self._place_of(node)
         desk = self._desk(node) if place is None else None
@@ -250,8 +261,8 @@ class RabbitMQEngine:
             held = self._held_by_id(node, desk, place) if any(one.verdict is not Verdict.DONE for one in settlements) else {}
             self._follow_up(settlements, held)
         if desk is not None:
-            if holder is not None:
-                answered, taken = desk.exchange(holder, leases, queues, limit)
+            if wish is not None:
+                answered, taken = desk.exchange(wish.holder, leases, wish.queues, wish.limit, wish.wait_seconds)
                 self._settled(settlements)
                 return [*refused, *answered], taken
             refused += desk.settle(leases) if leases else ()
@@ -260,7 +271,7 @@ class RabbitMQEngine:
         assert place is not None
         refused += place.acknowledge(leases)
         self._settled(settlements)
-        return refused, place.reserve(queues, limit, holder) if holder is not None else []
+        return refused, place.reserve(wish.queues, wish.limit, wish.holder) if wish is not None else []
 
     def _once_each(self, settlements: Sequence[Settlement]) -> tuple[list[Settlement], list[str]]:
         kept: dict[str, Settlement] = {}
@@ -415,13 +426,6 @@ class RabbitMQEngine:
     # -- waiting -------------------------------------------------------------------------------------------------
 
     def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
-        desk = getattr(self._desks, "last", None)
-        if desk is not None and not self._intake.nodes:
-            try:
-                return bool(desk.wait(queues, timeout_seconds))
-            except EngineUnavailable:
-                self._leave_desk()
-                raise
         return self._intake.wait(queues, timeout_seconds)
 
     def replies(self) -> ResultBackend:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,8 +17,10 @@ import msgspec
 
 from ..core.errors import EngineUnavailable, NodeLost
 from ..core.message import Holder
+from .network import readable
 from .rabbitmq_held import Held
 from .rabbitmq_sender import LOCAL_SECONDS
+from .rabbitmq_wire import RECEIVE_BYTES
 
 ANSWER_SECONDS = 10.0
 """A supervisor that leaves its process without an answer for so long, and for three heartbeats, is stopped or dead: RabbitMQ has given others what it held."""
@@ -28,7 +32,7 @@ length = struct.Struct(">I")
 
 Answer = tuple[str, list[str], list[Held]]
 """What a process is answered: a word, ids (or what is wrong), messages."""
-_unpack_answer: Callable[[bytes], Answer] = msgspec.msgpack.Decoder(Answer).decode
+_unpack_answer: Callable[[memoryview], Answer] = msgspec.msgpack.Decoder(Answer).decode
 
 
 class Desk:
@@ -40,8 +44,11 @@ class Desk:
         self._patience_seconds = max(ANSWER_SECONDS, 3.0 * heartbeat_seconds)
         self._silent = False
 
-    def exchange(self, holder: Holder, leases: Sequence[Any], queues: Sequence[str], limit: int) -> tuple[list[str], list[Held]]:
-        _, refused, held = self._ask(["exchange", holder.node, holder.process, leases, queues, limit])
+    def exchange(
+        self, holder: Holder, leases: Sequence[Any], queues: Sequence[str], limit: int, wait_seconds: float = 0.0
+    ) -> tuple[list[str], list[Held]]:
+        """Settles these, and takes what is next as soon as there is something, within so many seconds."""
+        _, refused, held = self._ask(["exchange", holder.node, holder.process, leases, queues, limit, wait_seconds], wait_seconds)
         return refused, held
 
     def settle(self, leases: Sequence[Any]) -> list[str]:
@@ -53,34 +60,19 @@ class Desk:
     def held(self, node: str, process: int | None) -> list[Held]:
         return self._ask(["held", node, process])[2]
 
-    def wait(self, queues: Sequence[str], timeout_seconds: float) -> bool:
-        self._send(["wait", list(queues)])
-        answer = self._receive(timeout_seconds)
-        if answer is not None:
-            return bool(answer[0] == "woken")
-        self._send(["unwait"])
-        woken = False
-        while self._answer()[0] != "unwaited":
-            woken = True
-        return woken
-
     def close(self) -> None:
         self._link.close()
 
-    def _ask(self, request: Any) -> Answer:
+    def _ask(self, request: Any, wait_seconds: float = 0.0) -> Answer:
         self._send(request)
-        answer = self._answer()
+        answer = None if self._silent else self._receive(time.monotonic() + self._patience_seconds + wait_seconds)
+        if answer is None:
+            self._silent = True
+            raise NodeLost(self.node)
         if answer[0] == "lost":
             raise NodeLost(self.node)
         if answer[0] == "away":
             raise EngineUnavailable(answer[1][0])
-        return answer
-
-    def _answer(self) -> Answer:
-        answer = None if self._silent else self._receive(self._patience_seconds)
-        if answer is None:
-            self._silent = True
-            raise NodeLost(self.node)
         return answer
 
     def _send(self, request: Any) -> None:
@@ -88,31 +80,29 @@ class Desk:
         try:
             self._link.settimeout(LOCAL_SECONDS)
             self._link.sendall(length.pack(len(raw)) + raw)
+            self._link.setblocking(False)
         except OSError as problem:
             raise EngineUnavailable(f"The supervisor of this process is gone: {problem}") from problem
 
-    def _receive(self, timeout_seconds: float) -> Answer | None:
-        """None when nothing has come in time."""
-        try:
-            self._link.settimeout(max(0.000001, timeout_seconds))
-            head = self._link.recv(4, socket.MSG_WAITALL)
-            if len(head) == 4:
-                (size,) = length.unpack(head)
-                self._link.settimeout(LOCAL_SECONDS)
-                parts: list[bytes] = []
-                while size > 0:
-                    part = self._link.recv(min(size, 1 << 20))
-                    if not part:
-                        break
-                    parts.append(part)
-                    size -= len(part)
-                if not size:
-                    return _unpack_answer(b"".join(parts))
-        except TimeoutError:
-            return None
-        except OSError as problem:
-            raise EngineUnavailable(f"The supervisor of this process is gone: {problem}") from problem
-        raise EngineUnavailable("The supervisor of this process is gone.")
+    def _receive(self, deadline: float) -> Answer | None:
+        """None when it has not come in time."""
+        received = bytearray()
+        size = math.inf
+        while len(received) < size:
+            if not readable((self._link.fileno(),), deadline - time.monotonic()):
+                return None
+            try:
+                part = self._link.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as problem:
+                raise EngineUnavailable(f"The supervisor of this process is gone: {problem}") from problem
+            if not part:
+                raise EngineUnavailable("The supervisor of this process is gone.")
+            received += part
+            if len(received) >= length.size:
+                size = length.size + length.unpack_from(received)[0]
+        return _unpack_answer(memoryview(received)[length.size :])
 
 
 # -- local sockets -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -55,7 +55,7 @@ QUIET_SECONDS = 0.05
 LONGEST_QUIET_SECONDS = 1.0
 """… so that a machine that is only slow does not carry messages to and fro."""
 PATIENCE_SECONDS = 0.02
-"""So long a process that asks is kept waiting for what RabbitMQ may be about to give; it takes "nothing" as a sign that it is idle."""
+"""So long a process that asks is kept waiting at least, for what RabbitMQ may be about to give; it takes "nothing" as a sign that it is idle."""
 CALM_SECONDS = 10.0
 """After so long without it, the shortest time holds again."""
 CONNECT_SECONDS = 3.0
@@ -105,15 +105,25 @@ class _Posted(msgspec.Struct, eq=False):
     refused: list[Publication] = []
 
 
+class _Question(NamedTuple):
+    """A process wants messages."""
+
+    queues: Sequence[str]
+    limit: int
+    refused: list[str]
+    """The ids that it could not settle; it is told with the answer."""
+    since: float
+    until: float
+    """Then it is told that there is nothing."""
+
+
 class _Client:
     """A process of ours, at the other end of a local socket."""
 
     def __init__(self, link: socket.socket) -> None:
         self.link = link
         self.buffer = bytearray()
-        self.waits: frozenset[str] | None = None
-        self.asks: tuple[Sequence[str], int, list[str], float] | None = None
-        """Queues, limit, refused ids, and since when it waits."""
+        self.asks: _Question | None = None
         self.promised: tuple[list[str], list[Held]] | None = None
         """Refused ids, and what it gets as soon as that is in custody."""
         self.deferred: tuple[list[Any], float] | None = None
@@ -422,7 +432,6 @@ class Intake:
         held = self._successors.pop(id, None)
         if held is not None:
             self.buffer.setdefault(held.queue, []).append(held)
-            self._wake(held.queue)
 
     def _acknowledge(self, tags: Sequence[int]) -> None:
         """Says that these are done. When that does not arrive, RabbitMQ gives them again, and `_done` knows them."""
@@ -877,7 +886,6 @@ class Intake:
                 held.place = self._place(held, kind)
                 if known.lost:
                     self.buffer.setdefault(consumer.queue, []).append(held)
-                    self._wake(consumer.queue)
                 elif self._successors.setdefault(held.id, held) is not held:
                     self._acknowledge([tag])
             elif known is not None:
@@ -892,7 +900,6 @@ class Intake:
             else:
                 held.place = self._place(held, kind)
                 self.buffer.setdefault(consumer.queue, []).append(held)
-                self._wake(consumer.queue)
         elif kind == "custody":
             self._came_into_custody(one, tag)
         elif kind == "letters":
@@ -1112,38 +1119,26 @@ class Intake:
             self._drop_client(client)
 
     def _act(self, client: _Client, verb: str, *arguments: Any) -> Any:
-        if (self.connection is None or self.connection.closed) and verb != "unwait":
+        if self.connection is None or self.connection.closed:
             raise EngineUnavailable("The worker has no connection to RabbitMQ just now.")
         match verb:
             case "exchange":
-                node, process, leases, queues, limit = arguments
+                node, process, leases, queues, limit, wait_seconds = arguments
                 holder = client.holder = Holder(node, process)
                 self._require(node)
                 refused = self.acknowledge(leases)
                 if limit <= 0:
                     return ("ok", refused, ())
-                client.asks = queues, limit, refused, time.monotonic()
+                now = time.monotonic()
+                client.asks = _Question(queues, limit, refused, now, now + max(PATIENCE_SECONDS, wait_seconds))
                 return self._handed(client, refused, self._stream(holder, queues, limit))
             case "settle":
                 return ("ok", self.acknowledge(arguments[0]), ())
             case "stale":
                 return ("ok", self.stale(arguments[0]), ())
-            case "held":
+            case _:
                 node, process = arguments
                 return ("ok", (), self.holdings(node, process))
-            case "wait":
-                (queues,) = arguments
-                self._asked_at = time.monotonic()
-                if self._count(queue for queue in queues if queue not in self.paused):
-                    return ("woken", (), ())
-                client.waits = frozenset(queues)
-                if client.holder is not None:
-                    self._demand.setdefault(client.holder, (1, queues))
-                    self._steer()
-                return None
-            case _:
-                client.waits = None
-                return ("unwaited", (), ())
 
     def _stream(self, holder: Holder, queues: Sequence[str], limit: int) -> list[Held]:
         """For a process: what is buffered, at once; and RabbitMQ is told to give as much as all processes want."""
@@ -1174,16 +1169,16 @@ class Intake:
                 continue
             if client.asks is None or client.holder is None:
                 continue
-            queues, limit, refused, since = client.asks
-            free = [queue for queue in queues if queue not in self.paused]
+            asks = client.asks
+            free = [queue for queue in asks.queues if queue not in self.paused]
             there = self._count(free)
-            if there == 1 or there >= limit or (there and now - since >= LINGER_SECONDS):
-                taken = self._take(free, limit, client.holder)
+            if there == 1 or there >= asks.limit or (there and now - asks.since >= LINGER_SECONDS):
+                taken = self._take(free, asks.limit, client.holder)
                 if taken:
-                    self._answer(client, self._handed(client, refused, taken))
-            elif now - since >= PATIENCE_SECONDS:
+                    self._answer(client, self._handed(client, asks.refused, taken))
+            elif now >= asks.until:
                 client.asks = None
-                self._answer(client, ("ok", refused, ()))
+                self._answer(client, ("ok", asks.refused, ()))
 
     def _handed(self, client: _Client, refused: list[str], taken: list[Held]) -> Answer | None:
         """The answer of who gets these; None: it gets one later."""
@@ -1197,17 +1192,11 @@ class Intake:
         client.asks = None
         return ("ok", refused, taken)
 
-    def _wake(self, queue: str) -> None:
-        for client in list(self._clients.values()):
-            if client.waits is not None and queue in client.waits:
-                client.waits = None
-                self._answer(client, ("woken", (), ()))
-                return
-
     def _pause_seconds(self) -> float:
-        if any(client.asks is not None for client in self._clients.values()):
-            return LINGER_SECONDS if self._count(self.buffer) else PATIENCE_SECONDS
-        return self._quiet_seconds if self._count(self.buffer) else 1.0
+        asked = [client.asks.until for client in self._clients.values() if client.asks is not None]
+        if self._count(self.buffer):
+            return LINGER_SECONDS if asked else self._quiet_seconds
+        return min(asked) - time.monotonic() if asked else 1.0
 
     def _tick(self) -> None:
         """What the passing of time asks for."""
@@ -1245,7 +1234,7 @@ class Intake:
             bool(self._count(self.buffer))
             and not self._waiting
             and now - self._asked_at > self._quiet_seconds
-            and not any(client.waits is not None or client.asks is not None for client in self._clients.values())
+            and not any(client.asks is not None for client in self._clients.values())
         )
 
     # -- custody ---------------------------------------------------------------------------------------------------------------
