@@ -104,14 +104,11 @@ class Pump:
                 if not places:
                     continue
                 try:
-                    deliveries = self._reserve(len(places))
+                    deliveries = self._reserve(len(places)) or self._await_work(len(places))
                 except BaseException:
                     self._give_back_places(places)
                     raise
                 self._start(places, deliveries)
-                if not deliveries:
-                    self.page.set_state(ProcessState.IDLE)
-                    self._wait()
         except NodeLost:
             self.exit_code = EXIT_LEASE_LOST
         except Exception:
@@ -189,15 +186,24 @@ class Pump:
             del self._free[-LARGEST_RESERVATION:]
             return places
 
-    def _reserve(self, limit: int) -> list[Delivery]:
+    def _await_work(self, limit: int) -> list[Delivery]:
+        """Waits for what comes next. [] now and then, and when we are to end."""
+        self.page.set_state(ProcessState.IDLE)
+        for _ in range(WAITS):
+            deliveries = self._reserve(limit, WAIT_SECONDS)
+            if deliveries or self._ends():
+                return deliveries
+        return []
+
+    def _reserve(self, limit: int, wait_seconds: float = 0.0) -> list[Delivery]:
         if self.plan.max_tasks is not None:
             limit = min(limit, max(1, self.plan.max_tasks - self.begun))
         while not self._ends():
             try:
-                deliveries = (
-                    self._overlooked() if self._unanswered else self.broker.reserve(self.plan.queues, limit=limit, holder=self.holder)
-                )
-                deliveries = self.settler.sifted(deliveries)
+                if self._unanswered:
+                    deliveries = self.settler.sifted(self._overlooked())
+                else:
+                    deliveries = self.settler.reserve(self.plan.queues, limit, self.holder, wait_seconds)
             except EngineUnavailable as error:
                 self._unanswered = True
                 self._trouble.seen(error)
@@ -234,6 +240,10 @@ class Pump:
             self._trouble.seen(error)
 
     def _start(self, places: list[int], deliveries: list[Delivery]) -> None:
+        if self._stops():  # they came while we waited, and we are to end now
+            for delivery in deliveries:
+                self.abandon(places.pop(), delivery)
+            deliveries = []
         suspects = [delivery for delivery in deliveries if delivery.crashes and self.plan.places > 1]
         others = [delivery for delivery in deliveries if delivery not in suspects] if suspects else deliveries
         if others:
@@ -262,15 +272,6 @@ class Pump:
         with self._changed:
             while place not in self._free and not self._stops():
                 self._changed.wait(WAIT_SECONDS)
-
-    def _wait(self) -> None:
-        try:
-            for _ in range(WAITS):
-                if self.broker.wait(self.plan.queues, WAIT_SECONDS) or self._ends():
-                    return
-        except EngineUnavailable as error:
-            self._trouble.seen(error)
-            time.sleep(RETRY_SECONDS)
 
 
 def listen(control: int, act: Callable[[dict[str, Any]], None]) -> None:
