@@ -53,6 +53,7 @@ class Engine:
     """Measured when nothing else is asked for."""
     raw_call: Callable[[Place, Path, raw.Stored, int], float]
     raw_drain: Callable[[Place, Path, raw.Stored, int], float]
+    raw_trips: Callable[[Place, Path, raw.Stored, int], Numbers] | None = None
     targets: tuple[Target, ...]
 
     def servers(self, sides: list[str]) -> list[str]:
@@ -78,6 +79,8 @@ class Engine:
             numbers["drain_per_s"] = self.raw_drain(place, directory, stored, sizes.raw_rows)
         if "delay" in only:
             numbers["delay_us"] = self.raw_call(place, directory, stored, sizes.delays)
+        if "latency" in only and self.raw_trips is not None:
+            numbers |= self.raw_trips(place, directory, stored, sizes.latencies)
         return numbers
 
 
@@ -118,6 +121,7 @@ ENGINES: dict[str, Engine] = {
         figures=(*_LATENCIES, "io"),
         raw_call=lambda place, directory, stored, count: raw_redis.call_us(_url(place), stored, count),
         raw_drain=lambda place, directory, stored, count: raw_redis.drain_rate(_url(place), stored, count),
+        raw_trips=lambda place, directory, stored, count: raw_redis.round_trips(_url(place), stored, count),
         targets=(
             Target(key="drain_per_s", times=40, than="celery"),
             Target(key="drain_per_s", times=10, but="celery"),
@@ -139,6 +143,7 @@ ENGINES: dict[str, Engine] = {
         figures=_LATENCIES,
         raw_call=lambda place, directory, stored, count: raw_postgresql.call_us(_url(place), stored, count),
         raw_drain=lambda place, directory, stored, count: raw_postgresql.drain_rate(_url(place), stored, count),
+        raw_trips=lambda place, directory, stored, count: raw_postgresql.round_trips(_url(place), stored, count),
         targets=(
             Target(key="drain_per_s", times=20, than="procrastinate"),
             Target(key="sustained_per_s", times=20, than="procrastinate"),
@@ -156,6 +161,7 @@ ENGINES: dict[str, Engine] = {
         figures=_LATENCIES,
         raw_call=lambda place, directory, stored, count: raw_rabbitmq.call_us(_url(place), stored, count),
         raw_drain=lambda place, directory, stored, count: raw_rabbitmq.drain_rate(*place.urls(directory), stored, count),
+        raw_trips=lambda place, directory, stored, count: raw_rabbitmq.round_trips(*place.urls(directory), stored, count),
         targets=(
             Target(key="drain_per_s", times=8, than="celery"),
             Target(key="sustained_per_s", times=8, than="celery"),

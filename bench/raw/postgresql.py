@@ -7,13 +7,19 @@ import os
 from functools import partial
 from typing import Any
 
-from . import BATCH, Stored, seconds_of
+from . import BATCH, Stored, round_trips_ms, seconds_of
 from . import call_us as timed
 
 BATCH_STATEMENT = """
 WITH removed AS (DELETE FROM raw_message WHERE id BETWEEN %(first)s::bigint AND %(last)s::bigint RETURNING id),
 stored AS (INSERT INTO raw_result SELECT lpad(id::text, 32, '0'), %(record)s::bytea FROM removed)
 UPDATE raw_message SET taken = 1 WHERE id BETWEEN %(next)s::bigint AND %(end)s::bigint RETURNING id, body
+"""
+
+CALL_STATEMENT = "WITH told AS (SELECT pg_notify('raw_work', '')) INSERT INTO raw_trip (body) SELECT %b FROM told"
+ANSWER_STATEMENT = """
+WITH removed AS (DELETE FROM raw_trip RETURNING id), stored AS (INSERT INTO raw_answer SELECT %(record)s::bytea FROM removed)
+SELECT pg_notify('raw_answers', 'done') FROM removed
 """
 
 
@@ -63,6 +69,34 @@ def _drain(url: str, rows: range, record: bytes) -> None:
         assert len(taken) == len(batch)
         before = batch
     connection.close()
+
+
+def round_trips(url: str, stored: Stored, count: int) -> dict[str, float]:
+    """A row, committed to the disk, and a notification; a process removes it, stores the answer and notifies the caller, in one commit that does not wait for the disk."""
+    connection, news = _connect(url), _connect(url)
+    connection.execute("CREATE TABLE raw_trip (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body bytea NOT NULL)")
+    connection.execute("CREATE TABLE raw_answer (record bytea NOT NULL)")
+    news.execute("LISTEN raw_answers")
+    body = os.urandom(stored.message)
+
+    def call() -> None:
+        connection.execute(CALL_STATEMENT, (body,), prepare=True)
+        if not list(news.notifies(timeout=60.0, stop_after=1)):
+            raise RuntimeError("no answer came")
+
+    numbers = round_trips_ms(partial(_serve, url, os.urandom(stored.record)), call, count)
+    news.close()
+    connection.close()
+    return numbers
+
+
+def _serve(url: str, record: bytes) -> None:
+    connection, news = _connect(url), _connect(url)
+    connection.execute("SET synchronous_commit = off")
+    news.execute("LISTEN raw_work")
+    while True:
+        connection.execute(ANSWER_STATEMENT, {"record": record}, prepare=True)
+        list(news.notifies(timeout=60.0, stop_after=1))
 
 
 def _connect(url: str) -> Any:

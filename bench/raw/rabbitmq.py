@@ -8,9 +8,9 @@ import time
 from functools import partial
 from typing import Any
 
-from . import BATCH, Stored, seconds_of
+from . import BATCH, Stored, round_trips_ms, seconds_of
 from . import call_us as timed
-from .redis import client
+from .redis import answer, answers, await_answer, client
 
 PATIENCE_SECONDS = 60.0
 WINDOW = 256
@@ -66,6 +66,41 @@ def _drain(url: str, results_url: str, name: str, count: int, record: bytes) -> 
         elif not connection.read(deadline):
             raise RuntimeError(f"{name} holds no more than {taken} of {count} messages")
     connection.close()
+
+
+def round_trips(url: str, results_url: str, stored: Stored, count: int) -> dict[str, float]:
+    """A publication, confirmed; a process is given it, stores the answer in Redis and tells it there, and acknowledges."""
+    from celeriac.engines import rabbitmq_wire as wire
+
+    connection, news = _connection(url, confirms=True), answers(results_url)
+    _declare(connection, "raw-trips")
+    message = _message("raw-trips", stored)
+
+    def call() -> None:
+        connection.ask(1, message, wire.BASIC_ACK, time.monotonic() + PATIENCE_SECONDS)
+        await_answer(news)
+
+    numbers = round_trips_ms(partial(_serve, url, results_url, os.urandom(stored.record)), call, count)
+    news.close()
+    connection.close()
+    return numbers
+
+
+def _serve(url: str, results_url: str, record: bytes) -> None:
+    from celeriac.engines import rabbitmq_wire as wire
+
+    connection, results = _connection(url), client(results_url)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    connection.ask(1, wire.prefetch(1, 10), wire.BASIC_QOS_OK, deadline)
+    connection.ask(1, wire.consume(1, "raw-trips", "raw"), wire.BASIC_CONSUME_OK, deadline)
+    taken = 0
+    while True:
+        while connection.arrived:
+            if connection.arrived.popleft().method == wire.BASIC_DELIVER:
+                taken += 1
+                answer(results, record)
+                connection.send(wire.acknowledgement(1, taken), time.monotonic() + PATIENCE_SECONDS)
+        connection.read(time.monotonic() + PATIENCE_SECONDS)
 
 
 def _fill(url: str, name: str, stored: Stored, count: int) -> None:

@@ -6,7 +6,7 @@ import os
 from functools import partial
 from typing import Any
 
-from . import BATCH, Stored, seconds_of
+from . import BATCH, Stored, round_trips_ms, seconds_of
 from . import call_us as timed
 
 # mypy: disable-error-code="no-untyped-call"
@@ -48,6 +48,49 @@ def _drain(url: str, record: bytes, number: int) -> None:
         if not bodies:
             return
         before = len(bodies)
+
+
+def round_trips(url: str, stored: Stored, count: int) -> dict[str, float]:
+    """A process waits at the list, stores the answer and tells it to who has subscribed, in one trip."""
+    connection, news = client(url), answers(url)
+    body = os.urandom(stored.message)
+
+    def call() -> None:
+        connection.rpush("raw-trips", body)
+        await_answer(news)
+
+    numbers = round_trips_ms(partial(_serve, url, os.urandom(stored.record)), call, count)
+    news.close()
+    connection.close()
+    return numbers
+
+
+def _serve(url: str, record: bytes) -> None:
+    connection = client(url)
+    while True:
+        connection.blpop(["raw-trips"], 60)
+        answer(connection, record)
+
+
+def answer(connection: Any, record: bytes) -> None:
+    """Stores it, and tells it."""
+    pipeline = connection.pipeline(transaction=False)
+    pipeline.set("raw-answer", record)
+    pipeline.publish("raw-answers", record)
+    pipeline.execute()
+
+
+def answers(url: str) -> Any:
+    """What hears of all answers from now on."""
+    news = client(url).pubsub()
+    news.subscribe("raw-answers")
+    news.get_message(timeout=60.0)
+    return news
+
+
+def await_answer(news: Any) -> None:
+    if news.get_message(timeout=60.0) is None:
+        raise RuntimeError("no answer came")
 
 
 def client(url: str) -> Any:
