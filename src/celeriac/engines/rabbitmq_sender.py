@@ -318,8 +318,10 @@ class Link(wire.Connection):
         """Queue n keeps a message for 2ⁿ steps. The routing key says by its bits which of them a message passes through; from level to level, RabbitMQ moves it
         (dead-lettering, at least once), in the end to `due`, which knows the queues by name."""
         topology = self.topology
+        # Whoever finds `due` may rely on all the others but this: that it is bound. A message that came where nothing is bound would be tried again after minutes.
+        to_due = wire.bind_exchange(2, topology.due, topology.level(0), "*." * (LEVELS - 1) + "0.#")
         try:
-            self.risk(wire.declare_exchange(2, topology.due, "topic", passive=True), wire.EXCHANGE_DECLARE_OK, deadline)
+            self.risk(to_due, wire.EXCHANGE_BIND_OK, deadline)
             return
         except wire.Refused as refused:
             if refused.code != wire.NOT_FOUND:
@@ -347,9 +349,8 @@ class Link(wire.Connection):
             if number:
                 requests.append(wire.bind_exchange(2, topology.level(number - 1), level, before + "0.#"))
                 answers.append(wire.EXCHANGE_BIND_OK)
-        # The last: whoever finds it may rely on all the others.
         requests.append(wire.declare_exchange(2, topology.due, "topic"))
-        requests.append(wire.bind_exchange(2, topology.due, topology.level(0), "*." * (LEVELS - 1) + "0.#"))
+        requests.append(to_due)
         answers += [wire.EXCHANGE_DECLARE_OK, wire.EXCHANGE_BIND_OK]
         try:
             self.send(b"".join(requests), deadline)
