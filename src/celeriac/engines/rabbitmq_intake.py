@@ -48,7 +48,7 @@ from . import rabbitmq_wire as wire
 from .network import readable
 from .rabbitmq_desk import Answer, is_ours, length, listen, pack, unlisten, unpack
 from .rabbitmq_held import Held, addressed, read_slip, readdressed, relabelled
-from .rabbitmq_sender import LETTER_SECONDS, LOCAL_SECONDS, MANY_DELIVERIES, Publication, Sender, Topology, noted
+from .rabbitmq_sender import LETTER_SECONDS, LOCAL_SECONDS, MANY_DELIVERIES, Publication, Sender, Topology, is_same, noted
 
 QUIET_SECONDS = 0.05
 """Nobody has asked for so long: what is buffered would wait behind something long. Twice as long after each time that it was given back for this, up to …"""
@@ -71,6 +71,8 @@ PROMISE_SECONDS = 2.0
 """How long a process waits at most for the custody of what it gets."""
 SLEPT_SECONDS = 2.0
 """A supervisor that looks at its connection as seldom as this was stopped, or its machine was."""
+BEGIN_SECONDS = 20.0
+"""So long the server may take to begin to give of a queue."""
 REPEAT_SECONDS = 0.1
 """When something is published again that RabbitMQ did not take."""
 LINGER_SECONDS = 0.003
@@ -91,6 +93,7 @@ class _Consumer(msgspec.Struct):
     begun: bool = False
     """The server has said that it began; until then it must not be cancelled (RabbitMQ 3.10 loses the channel over it)."""
     closing: bool = False
+    asked_at: float = 0.0
 
 
 class _Posted(msgspec.Struct, eq=False):
@@ -339,20 +342,18 @@ class Intake:
         if len(queues) == 1:
             self.buffer[queues[0]] = candidates[limit:]
         else:
-            gone = {held.id for held in taken}
+            gone = {held.tag for held in taken}
             for queue in queues:
                 if queue in self.buffer:
-                    self.buffer[queue] = [held for held in self.buffer[queue] if held.id not in gone]
+                    self.buffer[queue] = [held for held in self.buffer[queue] if held.tag not in gone]
         now = time.monotonic()
         wall = self.clock.time() if self.revoked else 0.0
         mine: list[Held] = []
         for held in taken:
             twin = self.held.get(held.id)
             if twin is not None and not twin.lost:  # two copies were buffered; they never run side by side here
-                if held.base < twin.token:
+                if held.base < twin.token or self._successors.setdefault(held.id, held) is not held:
                     self._acknowledge([held.tag] if held.tag is not None else [])
-                else:
-                    self._successors[held.id] = held
                 continue
             mine.append(held)
             held.token += 1
@@ -384,15 +385,20 @@ class Intake:
     # -- settling --------------------------------------------------------------------------------------------------------
 
     def stale(self, leases: Iterable[tuple[str, int, str, int]]) -> list[str]:
-        """Of (id, token, node, process): the ids that these do not hold. Raises EngineUnavailable while that is not known."""
+        """Of (id, token, node, process): the ids that these do not hold, and will not. Raises EngineUnavailable while that is not known."""
         with self.lock:
             if self._lost_until:
                 self._await_returns(leases)
-            return [id for id, token, node, process in leases if not self._holds(id, token, node, process)]
-
-    def _holds(self, id: str, token: int, node: str, process: int) -> bool:
-        held = self.held.get(id)
-        return held is not None and not held.lost and held.token == token and held.holder == Holder(node, process)
+            refused: list[str] = []
+            for id, token, node, process in leases:
+                held = self.held.get(id)
+                if held is None or held.token != token or held.holder != Holder(node, process):
+                    refused.append(id)
+                elif held.lost:  # should it come to us after all, it has to be run anew: its holder is told to let go
+                    del self.held[id]
+                    refused.append(id)
+                    self._admit_successor(id)
+            return refused
 
     def _await_returns(self, leases: Iterable[tuple[str, int, str, int]]) -> None:
         if time.monotonic() > self._lost_until:
@@ -469,12 +475,12 @@ class Intake:
             readdressed(held, self.topology, crashes=held.crashes + crashed, interruptions=held.interruptions + interrupted)
             for held in ours
         ]
-        self._post(publications, [held.tag for held in ours if held.tag is not None])
         for held in messages:
             self.held.pop(held.id, None)
             if held.id in self._copies:
                 self._void[held.id] = held.token
             self._admit_successor(held.id)
+        self._post(publications, [held.tag for held in ours if held.tag is not None])
 
     def _give_back_buffer(self, queues: Iterable[str] | None = None) -> None:
         names = list(self.buffer) if queues is None else list(queues)
@@ -486,11 +492,20 @@ class Intake:
     # -- publishing, on the connection that consumes --------------------------------------------------------------------------
 
     def _post(self, publications: Sequence[Publication], tags: Sequence[int] = ()) -> None:
-        """Publishes, and acknowledges these deliveries when RabbitMQ has confirmed. Does not wait for it; what is not taken is sent again."""
+        """Publishes, and acknowledges these deliveries when RabbitMQ has confirmed. Does not wait for it; what is not taken is sent again, and what cannot be sent just now
+        (EngineUnavailable) too."""
         if not publications:
             return
-        outlet = self._outlet()
-        self._declare([need for publication in publications for need in publication.needs])
+        connection = self.connection
+        try:
+            outlet = self._outlet()
+            self._declare([need for publication in publications for need in publication.needs])
+        except EngineUnavailable:
+            if tags and connection is not None and self.connection is connection:
+                self._refused.append((time.monotonic() + REPEAT_SECONDS, _Posted(publications, 0, 0, tags, 0.0, list(publications))))
+            raise
+        if tags and self.connection is not connection:
+            return  # these deliveries are the broker's again
         posted = _Posted(publications, self._posted + 1, len(publications), tags, time.monotonic())
         self._posted += len(publications)
         self._outbox.update(dict.fromkeys(range(posted.first, self._posted + 1), posted))
@@ -534,7 +549,7 @@ class Intake:
         if one.method == wire.BASIC_RETURN:
             for posted in dict.fromkeys(self._outbox.values()):
                 for publication in posted.publications:
-                    if publication.properties == one.properties and publication.body == one.body:
+                    if is_same(publication, one):
                         posted.refused.append(publication)
                         return
             return
@@ -560,10 +575,19 @@ class Intake:
             self._disconnect()
             raise EngineUnavailable("RabbitMQ did not confirm in time.")
 
+    def _check_beginnings(self, now: float) -> None:
+        """RabbitMQ does nothing else for a channel while it waits for the leader of a queue that we want to read."""
+        for consumer in self._consumers.values():
+            if consumer.asked_at and not consumer.begun and now - consumer.asked_at > BEGIN_SECONDS:
+                name = self.topology.name(consumer.kind, consumer.queue)
+                self._disconnect()
+                raise EngineUnavailable(
+                    f"RabbitMQ does not begin to give of {name!r}: the queue has no leader. If it stays so, see docs/engines/rabbitmq.md, 'A server that was killed too early'."
+                )
+
     def _post_again(self, now: float) -> None:
-        due = [posted for at, posted in self._refused if at <= now]
-        self._refused = [(at, posted) for at, posted in self._refused if at > now]
-        for posted in due:
+        while self._refused and self._refused[0][0] <= now:
+            _, posted = self._refused.pop(0)
             self._post(posted.refused, posted.tags)
 
     def renew(self, node: str, until: float, note: dict[str, Any]) -> bool:
@@ -738,20 +762,21 @@ class Intake:
     def _consume(self, queue: str, prefetch: int) -> None:
         """Makes RabbitMQ give us up to `prefetch` unacknowledged messages at a time of a queue, and as many that were given back."""
         prefetch = max(1, min(prefetch, 65000))
+        deadline = time.monotonic() + LOCAL_SECONDS
+        self._declare([("queue", queue), ("returned", queue)])
+        connection = self.connected(deadline)  # if it is a new one, it may have begun with this queue
+        self._queues.add(queue)
         for kind in ("returned", "queue"):
             consumer = self._open.get((queue, kind))
             there = consumer.prefetch if consumer is not None else 0
             if there >= prefetch:
                 continue
-            deadline = time.monotonic() + LOCAL_SECONDS
-            self._declare([("queue", queue), ("returned", queue)])
-            self._queues.add(queue)
             self._numbers += 1
-            fresh = _Consumer(f"c{self._numbers}", queue, kind, prefetch)
+            fresh = _Consumer(f"c{self._numbers}", queue, kind, prefetch, asked_at=time.monotonic())
             self._consumers[fresh.tag] = self._open[queue, kind] = fresh
             # One more subscription, never another in the place of the last: what is on its way to one that is cancelled goes back, as if somebody had died with it.
             data = wire.prefetch(1, prefetch - there) + wire.consume(1, self.topology.name(kind, queue), fresh.tag)
-            self.connected(deadline).send(data, deadline)
+            connection.send(data, deadline)
 
     def _stop_consuming(self, queues: Iterable[str], deadline: float) -> None:
         """Nothing more comes of these queues when this returns."""
@@ -832,7 +857,7 @@ class Intake:
             return
         arrived = connection.arrived
         later: list[wire.Arrived] = []
-        while arrived:
+        while arrived and connection is self.connection:  # not what was given by one that has been replaced meanwhile
             one = arrived.popleft()
             method = one.method
             if method == wire.BASIC_DELIVER:
@@ -848,7 +873,8 @@ class Intake:
             elif method == wire.BASIC_CANCEL:  # the queue was deleted, or its node is gone
                 gone = self._has_ended(wire.read_short(one.arguments, 0)[0])
                 if gone is not None:
-                    self._open.pop((gone.queue, gone.kind), None)
+                    for kind in ("returned", "queue"):
+                        self._open.pop((gone.queue, kind), None)
                     self._declared = {need for need in self._declared if need[1] != gone.queue}
             elif method == wire.CHANNEL_CLOSE:
                 code, text = int.from_bytes(one.arguments[:2], "big"), wire.read_short(one.arguments, 2)[0]
@@ -876,7 +902,8 @@ class Intake:
             self._given.append(tag)
         consumer = self._consumers.get(name) or self._ended.get(name)
         if consumer is None:
-            return
+            self._disconnect()  # so that it goes back
+            raise EngineUnavailable(f"RabbitMQ gave for a subscription that there is not ({name}).")
         kind = consumer.kind
         if kind == "queue" or kind == "returned":
             held, wait = read_slip(one.properties, one.body, consumer.queue, tag, redelivered, self.clock.time())
@@ -946,13 +973,14 @@ class Intake:
 
     def _follow(self) -> None:
         """All notes are read, from the first on; and what is noted from now on."""
-        self._follows = True
         self._declare([("stream", "notes")])
+        deadline = time.monotonic() + LOCAL_SECONDS
+        connection = self.connected(deadline)
+        self._follows = True
         consumer = _Consumer("notes", "", "notes")
         self._consumers[consumer.tag] = consumer
         begin = wire.prefetch(2, 1000) + wire.consume(2, self.topology.own("notes"), consumer.tag, {"x-stream-offset": "first"})
-        deadline = time.monotonic() + LOCAL_SECONDS
-        self.connected(deadline).send(begin, deadline)
+        connection.send(begin, deadline)
 
     def _noted(self, note: dict[str, Any]) -> None:
         if "mark" in note:
@@ -1205,6 +1233,7 @@ class Intake:
             if client.deferred is not None:
                 self._reply(client, *client.deferred)
         self._check_outlet(now)
+        self._check_beginnings(now)
         self._post_again(now)
         self._answer_those_who_ask(now)
         if self._surplus(now):
@@ -1275,8 +1304,10 @@ class Intake:
             link.risk(wire.declare_queue(2, name, arguments), wire.QUEUE_DECLARE_OK, deadline)
             link.risk(wire.declare_exchange(2, name, "fanout", auto_delete=True), wire.EXCHANGE_DECLARE_OK, deadline)
             link.risk(wire.bind_queue(2, name, name, ""), wire.QUEUE_BIND_OK, deadline)
-        self._consumers["custody"] = _Consumer("custody", "", "custody")
-        self.connected(deadline).send(wire.prefetch(1, 0) + wire.consume(1, name, "custody"), deadline)
+        connection = self.connected(deadline)
+        if "custody" not in self._consumers:  # a new connection has begun with it
+            self._consumers["custody"] = _Consumer("custody", "", "custody")
+            connection.send(wire.prefetch(1, 0) + wire.consume(1, name, "custody"), deadline)
 
     def _came_into_custody(self, one: wire.Arrived, tag: int) -> None:
         headers, _ = wire.read_properties(one.properties)

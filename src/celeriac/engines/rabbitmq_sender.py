@@ -148,6 +148,11 @@ class Topology:
                 return self.own(name)
 
 
+def is_same(publication: Publication, returned: wire.Arrived) -> bool:
+    """The message that has come back is this one. Its headers may have been added to (`message_interceptors`)."""
+    return publication.body == returned.body and wire.read_id(publication.properties) == wire.read_id(returned.properties)
+
+
 def noted(topology: Topology, stream: str, note: dict[str, Any]) -> Publication:
     """A note, to a stream."""
     return Publication("", topology.own(stream), _NOTE, _encode(note), (("stream", stream),))
@@ -224,9 +229,7 @@ class Link(wire.Connection):
                 found = self._await_confirm(deadline)
                 if found.method == wire.BASIC_RETURN:
                     why = wire.read_short(found.arguments, 2)[0]
-                    refused.update(
-                        {first + at: one for at, one in enumerate(part) if one.properties == found.properties and one.body == found.body}
-                    )
+                    refused.update({first + at: one for at, one in enumerate(part) if is_same(one, found)})
                     continue
                 number = int.from_bytes(found.arguments[:8], "big")
                 numbers = range(low, number + 1) if found.arguments[8] & 1 else (number,)

@@ -17,6 +17,7 @@ import pytest
 from celeriac.core.errors import EngineCorrupt, EngineUnavailable
 from celeriac.core.message import Holder, Verdict
 from celeriac.core.routing import queues_from
+from celeriac.engines import rabbitmq_intake
 from celeriac.engines import rabbitmq_wire as wire
 from celeriac.engines.rabbitmq import RabbitMQEngine
 from celeriac.testing.contract.harness import eventually, ids, message, messages, record, settlement, start, take, take_one
@@ -335,6 +336,67 @@ def test_a_server_that_is_killed_keeps_what_it_confirmed(server: Server, engine:
         return {*ids(messages(20)), "later", "after"} <= seen
 
     eventually(all_there, 150.0)
+
+
+def test_what_cannot_be_given_back_at_once_is_given_back_later(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection that holds it lives, so RabbitMQ would not give it to anybody else."""
+    holder = start(engine)
+    engine.publish([message("m")])
+    intake = engine._intake
+    intake._consume("celery", 10)
+    eventually(lambda: (intake._pump(), intake.buffer.get("celery"))[1])
+
+    def fails(needs: Any) -> None:
+        raise EngineUnavailable("The queue cannot be declared just now.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(intake, "_declare", fails)
+        with pytest.raises(EngineUnavailable):
+            intake._give_back_buffer()
+    assert not intake.buffer
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and not intake._refused and not intake._outbox)
+    assert taken(engine, holder).id == "m"
+
+
+def test_a_subscription_belongs_to_the_connection_over_which_it_is_begun(engine: RabbitMQEngine) -> None:
+    """A connection that is found to be lost is replaced, and what comes over the new one has somebody who knows it."""
+    start(engine)
+    engine.publish([message("m")])
+    intake = engine._intake
+    assert intake.connection is not None
+    intake.connection.drop("It is cut.")
+    intake._consume("celery", 10)
+    eventually(lambda: (intake._pump(), intake.buffer.get("celery"))[1])
+
+
+def test_what_its_holder_was_refused_is_run_anew_however_late_it_comes_back(engine: RabbitMQEngine) -> None:
+    """A server that has just been started may need longer than we wait for what it gives back."""
+    engine.publish([message("m")])
+    holder = start(engine)
+    delivery = take_one(engine, holder)
+    engine._intake._disconnect()
+    engine._intake._lost_until = time.monotonic()
+    assert engine.settle([settlement(delivery, Verdict.RETRY, message=message("m", retries=1))]) == ["m"]
+    again = taken(engine, holder)
+    assert again.message == message("m")
+    assert engine.settle([settlement(again)]) == []
+
+
+def test_a_queue_without_a_leader_is_an_error_that_names_it(
+    server: Server, engine: RabbitMQEngine, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a server leaves it that was killed too early."""
+    holder = start(engine)
+    engine.publish([message("m")])
+    queue = f'element(1, amqqueue:get_pid(element(2, rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{prefix}celery">>)))))'
+    server.control("eval", f"sys:suspend({queue}).")
+    try:
+        monkeypatch.setattr(rabbitmq_intake, "BEGIN_SECONDS", 0.5)
+        engine._intake._consume("celery", 10)
+        with pytest.raises(EngineUnavailable, match=f"does not begin to give of '{prefix}celery"):
+            eventually(lambda: engine.collect(holder.node, 0.05))
+    finally:
+        server.control("eval", f"sys:resume({queue}).")
 
 
 def test_a_server_for_tests_ends_with_them_however_they_end() -> None:
