@@ -51,7 +51,9 @@ NODES_SECONDS = 120.0
 SIGN_OFF_SECONDS = 2.0
 """A worker that stops waits no longer for a server that does not answer: others notice that it is gone."""
 SURVEY_SECONDS = 4.0
-"""How long a supervisor waits to be told of the others; it asks again at its next heartbeat."""
+"""How long a supervisor waits to be told of the others …"""
+SURVEY_AGAIN_SECONDS = 30.0
+"""… and when it asks again, after it has not been told."""
 _BROWSED = 10_000
 """So many dead letters of a queue are looked at."""
 
@@ -128,6 +130,7 @@ class RabbitMQEngine:
         )
         self._replies: Replies | None = Replies(self._sender, expires_seconds=result_expires) if replies else None
         self._desks = threading.local()
+        self._survey_at = 0.0
         self._latest = 0.0
         """When the last message was published: of two that are published in one moment, the first has waited longer."""
         self._begun: dict[tuple[str, int], None] = {}
@@ -442,8 +445,11 @@ class RabbitMQEngine:
     # -- letters -------------------------------------------------------------------------------------------------
 
     def nodes(self) -> list[Node]:
-        deadline = time.monotonic() + (SURVEY_SECONDS if self._intake.nodes else LOCAL_SECONDS)
-        notes = self._sender.read_notes("nodes", time.time() - NODES_SECONDS, deadline)
+        notes = (
+            self._survey()
+            if self._intake.nodes
+            else self._sender.read_notes("nodes", time.time() - NODES_SECONDS, time.monotonic() + LOCAL_SECONDS)
+        )
         now = self._clock.time()
         found: dict[str, Node] = {}
         for note in notes:
@@ -457,6 +463,19 @@ class RabbitMQEngine:
                 if id in found:
                     found[id] = msgspec.structs.replace(found[id], lease_left_seconds=until - self._clock.monotonic())
         return list(found.values())
+
+    def _survey(self) -> list[dict[str, Any]]:
+        """What a supervisor reads of the others. When the stream is away, it serves its processes without it, and knows only itself."""
+        mine = [self._of_node(node, until - self._clock.monotonic()) for node, until in self._intake.nodes.values()]
+        if time.monotonic() < self._survey_at:
+            return mine
+        try:
+            return self._sender.read_notes("nodes", time.time() - NODES_SECONDS, time.monotonic() + SURVEY_SECONDS)
+        except EngineUnavailable:
+            if not self._intake.lives():
+                raise
+            self._survey_at = time.monotonic() + SURVEY_AGAIN_SECONDS
+            return mine
 
     def post(self, addresses: Sequence[str], letter: Letter) -> None:
         body = _encode([self._clock.time(), letter])

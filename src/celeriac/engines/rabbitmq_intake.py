@@ -24,6 +24,7 @@ message is handed out alone, and in custody from the start: if its holder dies t
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -44,6 +45,7 @@ from ..core.clock import Clock
 from ..core.errors import EngineUnavailable, NodeLost
 from ..core.ids import new_id
 from ..core.message import Holder
+from ..core.trouble import Trouble
 from . import rabbitmq_wire as wire
 from .network import readable
 from .rabbitmq_desk import Answer, is_ours, length, listen, pack, unlisten, unpack
@@ -78,6 +80,11 @@ REPEAT_SECONDS = 0.1
 LINGER_SECONDS = 0.003
 """So long who wants many is kept waiting while there are several: each answer costs the same, however many it brings. One alone is not part of a stream."""
 SLICE_SECONDS = 0.02
+NOTES = 4
+"""The channel of the notes: RabbitMQ closes it when their stream is away."""
+FOLLOW_SECONDS = 1.0
+"""So often a stream that is away is looked for."""
+logger = logging.getLogger("celeriac.engines.rabbitmq")
 _json = msgspec.json.Decoder().decode
 _decode_letter = msgspec.json.Decoder(tuple[float, Letter]).decode
 
@@ -178,6 +185,11 @@ class Intake:
         self._queues: set[str] = set()
         """Of which we have been given messages."""
         self._follows = False
+        self._notes_open = False
+        self._follow_at = 0.0
+        self._blindness = Trouble(logger, f"The stream {topology.own('notes')!r}, which tells of pauses and revokes,")
+        self._named: set[str] = set()
+        """Queues whose names are among the notes."""
         self._waiting: dict[str, int] = {}
         """How many callers in this process wait for each queue."""
         self._demand: dict[Holder, tuple[int, Sequence[str]]] = {}
@@ -518,6 +530,13 @@ class Intake:
         ]  # fmt: skip
         outlet.send(b"".join(data), time.monotonic() + LOCAL_SECONDS)
 
+    def _mention(self, note: Publication) -> None:
+        """Publishes what nobody waits for: its stream may be away, and it is said again."""
+        outlet = self._outlet()
+        self._posted += 1
+        data = wire.publication(1, wire.shortstr(note.exchange), wire.shortstr(note.key), note.properties, note.body)
+        outlet.send(data, time.monotonic() + LOCAL_SECONDS)
+
     def _outlet(self) -> wire.Connection:
         deadline = time.monotonic() + LOCAL_SECONDS
         connection = self.connected(deadline)
@@ -556,6 +575,8 @@ class Intake:
         number = int.from_bytes(one.arguments[:8], "big")
         multiple = one.arguments[8] & 1
         for answered in [other for other in self._outbox if other <= number] if multiple else [number]:
+            if answered not in self._outbox:  # only a mention
+                continue
             posted = self._outbox.pop(answered)
             posted.waiting -= 1
             if one.method == wire.BASIC_NACK:
@@ -579,6 +600,9 @@ class Intake:
         """RabbitMQ does nothing else for a channel while it waits for the leader of a queue that we want to read."""
         for consumer in self._consumers.values():
             if consumer.asked_at and not consumer.begun and now - consumer.asked_at > BEGIN_SECONDS:
+                if consumer.kind == "notes":
+                    self._blindness.seen(EngineUnavailable("RabbitMQ does not begin to give of it."))
+                    continue
                 name = self.topology.name(consumer.kind, consumer.queue)
                 self._disconnect()
                 raise EngineUnavailable(
@@ -599,7 +623,7 @@ class Intake:
                 known = self.nodes.get(node)
             if known is None:
                 return False
-            self._post([noted(self.topology, "nodes", note)])
+            self._mention(noted(self.topology, "nodes", note))
             self.nodes[node] = (known[0], until)
             return True
 
@@ -613,6 +637,10 @@ class Intake:
         except wire.Refused as refused:
             return refused.code != wire.NOT_FOUND
         return True
+
+    def lives(self) -> bool:
+        """There is a connection."""
+        return self.connection is not None and not self.connection.closed
 
     def _forget_all(self) -> None:
         """All that we held is gone, or is with others for good. Whoever asks for our nodes hears that they are not registered."""
@@ -679,8 +707,8 @@ class Intake:
             self._forget_all()
         if self._lost_until:
             self._lost_until = time.monotonic() + RETURN_SECONDS
-        if self._follows:
-            self._follow()
+        self._follow_at = 0.0
+        self._follow_again(time.monotonic())
         if self._custody:
             self._open_custody()
         for address in self.letters:
@@ -701,6 +729,8 @@ class Intake:
         self._doubted_at = 0.0
         if self._demand:
             self._windows.update({queue: consumer.prefetch for (queue, kind), consumer in self._open.items() if kind == "queue"})
+        self._notes_open = False
+        self._named.clear()
         self._consumers.clear()
         self._ended.clear()
         self._open.clear()
@@ -866,6 +896,8 @@ class Intake:
                 begun = self._consumers.get(wire.read_short(one.arguments, 0)[0])
                 if begun is not None:
                     begun.begun = True
+                    if begun.kind == "notes":
+                        self._blindness.over()
                     if begun.closing:
                         connection.send(wire.cancel(1, begun.tag), time.monotonic() + LOCAL_SECONDS)
             elif method == wire.BASIC_CANCEL_OK:
@@ -878,6 +910,12 @@ class Intake:
                     self._declared = {need for need in self._declared if need[1] != gone.queue}
             elif method == wire.CHANNEL_CLOSE:
                 code, text = int.from_bytes(one.arguments[:2], "big"), wire.read_short(one.arguments, 2)[0]
+                if one.channel == NOTES:
+                    connection.send(wire.frame(NOTES, wire.CHANNEL_CLOSE_OK), time.monotonic() + LOCAL_SECONDS)
+                    self._consumers.pop("notes", None)
+                    self._notes_open = False
+                    self._blindness.seen(EngineUnavailable(text))
+                    continue
                 self._disconnect()
                 raise EngineUnavailable(f"RabbitMQ closed a channel ({code}): {text}")
             elif method not in _NOTHING_TO_SAY:
@@ -938,7 +976,7 @@ class Intake:
             self._unacknowledged_notes += 1
             if self._unacknowledged_notes >= 200 and self.connection is not None:
                 self._unacknowledged_notes = 0
-                self.connection.send(wire.acknowledgement(2, tag, multiple=True), time.monotonic() + LOCAL_SECONDS)
+                self.connection.send(wire.acknowledgement(NOTES, tag, multiple=True), time.monotonic() + LOCAL_SECONDS)
 
     def _is_done(self, held: Held) -> bool:
         """It was settled here: it comes once more because a lost connection has swallowed the acknowledgement, or because its publication was repeated."""
@@ -967,7 +1005,7 @@ class Intake:
         self._marks.add(mark)
         self.sender.note("notes", {"mark": mark}, deadline)
         self.connected(deadline)
-        if not self._follows:
+        if "notes" not in self._consumers:
             self._follow()
         self._await(lambda: mark not in self._marks, deadline)
 
@@ -977,14 +1015,39 @@ class Intake:
         deadline = time.monotonic() + LOCAL_SECONDS
         connection = self.connected(deadline)
         self._follows = True
-        consumer = _Consumer("notes", "", "notes")
+        consumer = _Consumer("notes", "", "notes", asked_at=time.monotonic())
         self._consumers[consumer.tag] = consumer
-        begin = wire.prefetch(2, 1000) + wire.consume(2, self.topology.own("notes"), consumer.tag, {"x-stream-offset": "first"})
+        begin = wire.prefetch(NOTES, 1000) + wire.consume(NOTES, self.topology.own("notes"), consumer.tag, {"x-stream-offset": "first"})
+        if not self._notes_open:
+            self._notes_open = True
+            begin = wire.frame(NOTES, wire.CHANNEL_OPEN, b"\x00") + begin
         connection.send(begin, deadline)
+
+    def _follow_again(self, now: float) -> None:
+        """After the connection was lost, or the stream. What we know of pauses and revokes holds meanwhile, and nobody waits for more (docs/decisions/0024)."""
+        if not self._follows or "notes" in self._consumers or now < self._follow_at:
+            return
+        self._follow_at = now + FOLLOW_SECONDS
+        try:
+            self._follow()
+        except EngineUnavailable as problem:
+            if not self.lives():
+                raise
+            self._blindness.seen(problem)
+
+    def _name_queues(self) -> None:
+        """Who made them could not, when the stream was away."""
+        notes = self._consumers.get("notes")
+        unnamed = self._queues - self._named - self.topology.queues.keys()
+        if notes is not None and notes.begun and unnamed:
+            self._named |= unnamed
+            self._post([noted(self.topology, "notes", {"queue": queue}) for queue in unnamed])
 
     def _noted(self, note: dict[str, Any]) -> None:
         if "mark" in note:
             self._marks.discard(note["mark"])
+        elif "queue" in note:
+            self._named.add(note["queue"])
         elif "pause" in note:
             self.paused.update(dict.fromkeys(note["pause"], note["by"]))
             self._begin_to_stop(note["pause"])
@@ -1244,8 +1307,10 @@ class Intake:
                 self._given_back_at = now
         elif now - self._given_back_at > CALM_SECONDS:
             self._quiet_seconds = QUIET_SECONDS
+        self._follow_again(now)
         if now - self._custody_at >= 1.0:
             self._custody_at = now
+            self._name_queues()
             old = [
                 held for held in self.held.values()
                 if now - held.taken_at > self.custody_seconds and held.tag is not None and held.id not in self._copies
@@ -1336,7 +1401,7 @@ class Intake:
 
 
 _by_place = attrgetter("place")
-_NOTHING_TO_SAY = frozenset((wire.BASIC_QOS_OK,))
+_NOTHING_TO_SAY = frozenset((wire.BASIC_QOS_OK, wire.CHANNEL_OPEN_OK))
 _ABOUT_PUBLICATIONS = frozenset((wire.BASIC_ACK, wire.BASIC_NACK, wire.BASIC_RETURN))
 _NEVER = (0, 0.0, False)
 _MARK = b"celeriac-again"

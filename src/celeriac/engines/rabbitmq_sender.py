@@ -28,6 +28,8 @@ LOCAL_SECONDS = 8.0
 LETTER_SECONDS = 60
 NOTE_SECONDS = 2.0
 """So long a note may take, before it is tried again on another connection."""
+NAME_SECONDS = 0.5
+"""... and so long the name of a new queue: whoever publishes waits for it."""
 IDLE_SECONDS = 3.0
 """A connection that was not used for so long is asked first whether it is there: on its way a firewall, say, may have forgotten it."""
 ASK_SECONDS = 1.0
@@ -165,6 +167,8 @@ class Link(wire.Connection):
         super().__init__(address, deadline, tls=tls, name="celeriac publisher")
         self.topology = topology
         self.declared: set[tuple[str, str]] = set()
+        self.made: list[str] = []
+        """Queues that have not been there before, and whose names are to be noted."""
         self._scratch = False
         self._published = 0
         self.open_channel(1, deadline)
@@ -299,7 +303,7 @@ class Link(wire.Connection):
             if refused.code != wire.NOT_FOUND:
                 raise _as_error(refused, wanted) from refused
         if kind == "queue":
-            self.note("notes", {"queue": name}, deadline)  # first: a queue that nobody knows of would be worse than a name without one
+            self.made.append(name)
         try:
             self.risk(wire.declare_queue(2, wanted, arguments), wire.QUEUE_DECLARE_OK, deadline)
         except wire.Refused as refused:
@@ -405,6 +409,7 @@ class Sender:
         self.topology = topology
         self.tls = tls
         self.breaker = Breaker()
+        self._unnamed: list[str] = []
         self._idle: list[Link] = []
         self._room = threading.BoundedSemaphore(connections)
 
@@ -420,9 +425,19 @@ class Sender:
                 raise EngineUnsure(f"{problem} Whether it has the messages is not known, so they are not sent again.") from problem
             raise
         self._give_back(link)
+        if self._unnamed:
+            self._name_queues(deadline)
+
+    def _name_queues(self, deadline: float) -> None:
+        """Notes which queues were made, lest nobody knows of them. When their stream is away the worker that reads them does it."""
+        names, self._unnamed = self._unnamed, []
+        with suppress(EngineUnavailable):
+            for name in names:
+                self.note("notes", {"queue": name}, min(deadline, time.monotonic() + NAME_SECONDS))
+        self.breaker.answered()  # the server has just confirmed something else
 
     def _prepared(self, publications: Sequence[Publication], deadline: float) -> Link:
-        """A connection over which these may be published. RabbitMQ ends one that writes to a stream which somebody else is just making; declaring bears repeating."""
+        """A connection over which these may be published. RabbitMQ ends one that uses what somebody else is just making; declaring bears repeating."""
         while True:
             link = self._link(deadline)
             try:
@@ -541,6 +556,8 @@ class Sender:
 
     def _give_back(self, link: Link) -> None:
         self.breaker.answered()
+        self._unnamed += link.made
+        link.made = []
         if link.closed:
             self._let_go(link)
             return

@@ -382,6 +382,41 @@ def test_what_its_holder_was_refused_is_run_anew_however_late_it_comes_back(engi
     assert engine.settle([settlement(again)]) == []
 
 
+STREAMS_GO_AWAY = (
+    "sys:suspend(rabbit_stream_coordinator),"
+    "[supervisor:terminate_child(osiris_server_sup, Id) || {Id, _, _, _} <- supervisor:which_children(osiris_server_sup)]."
+)
+
+
+def test_calls_and_workers_go_on_while_streams_are_away(server: Server, engine: RabbitMQEngine, prefix: str) -> None:
+    """As for some seconds after a server was killed. What a worker knows of pauses holds; it reads on when they are back."""
+    holder = start(engine)
+    intake = engine._intake
+    engine.publish([message("m")])
+    engine.pause(["other"], by="us")
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and "other" in intake.paused)
+    server.control("eval", STREAMS_GO_AWAY)
+    try:
+        with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as caller:
+            caller.publish([message("n"), message("in a new queue", queue="new")], timeout_seconds=10.0)
+        assert intake.connection is not None
+        intake.connection.drop("It is cut.")
+        intake._windows["new"] = 10
+        intake._asked_at = time.monotonic() + 60.0  # as if processes asked: nothing is given back
+        eventually(lambda: engine.collect(holder.node, 0.05) == [] and "new" in intake.buffer)
+        assert "other" in intake.paused
+        assert engine.heartbeat(holder.node, lease_seconds=15.0)
+        assert [node.id for node in engine.nodes()] == [holder.node]
+        with pytest.raises(EngineUnavailable):
+            engine.pause(["new"], by="us")
+    finally:
+        server.control("eval", "sys:resume(rabbit_stream_coordinator).")
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and "new" in intake._named, 40.0)
+    assert "new" in engine.queues()
+    engine.resume(["other"])
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and "other" not in intake.paused)
+
+
 def test_a_queue_without_a_leader_is_an_error_that_names_it(
     server: Server, engine: RabbitMQEngine, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
