@@ -18,12 +18,19 @@ import pytest
 
 VARIABLE = "CELERIAC_TEST_POSTGRESQL"
 """A URL, of a database in which the tests may make and drop schemas."""
+PROGRAMS = "CELERIAC_TEST_POSTGRESQL_BIN"
+"""The directory with the programs of another PostgreSQL than Debian's newest here."""
 DEADLINE_SECONDS = 60.0
 
 
 def program(name: str) -> str | None:
-    found = sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), key=lambda path: float(path.split("/")[4]))
-    return found[-1] if found else shutil.which(name)
+    named = os.environ.get(PROGRAMS)
+    if named:
+        if (found := shutil.which(name, path=named)) is None:
+            pytest.fail(f"{PROGRAMS} names {named}, and there is no program {name} in it.")
+        return found
+    installed = sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), key=lambda path: float(path.split("/")[4]))
+    return installed[-1] if installed else shutil.which(name)
 
 
 def missing(reason: str) -> None:

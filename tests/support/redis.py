@@ -17,6 +17,8 @@ import pytest
 
 redis = pytest.importorskip("redis") if not os.environ.get("CI") else __import__("redis")
 
+VARIABLE = "CELERIAC_TEST_REDIS_SERVER"
+"""The program of another Redis or Valkey than the one on the PATH."""
 DEADLINE_SECONDS = 20.0
 
 
@@ -24,7 +26,10 @@ class Servers:
     """redis-servers of our own, on free ports, in a temporary directory; stopped at the end by their process ids."""
 
     def __init__(self) -> None:
-        self.program = shutil.which("redis-server") or shutil.which("valkey-server")
+        named = os.environ.get(VARIABLE)
+        self.program = shutil.which(named) if named else shutil.which("redis-server") or shutil.which("valkey-server")
+        if named and self.program is None:
+            pytest.fail(f"{VARIABLE} names {named}, and there is no such program.")
         if self.program is None:
             reason = "There is no redis-server here. Install it (apt-get install redis-server), or name one in CELERIAC_TEST_REDIS_URL."
             pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
@@ -106,7 +111,7 @@ def make_cluster(ports: list[int]) -> None:
     clients = [redis.Redis(port=port, protocol=2) for port in ports]
     share = 16384 // len(ports) + 1
     for number, client in enumerate(clients):
-        client.execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, min((number + 1) * share, 16384) - 1)
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(number * share, min((number + 1) * share, 16384)))
         client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         if number:
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
