@@ -27,7 +27,7 @@ class SentinelHome:
     def __init__(self) -> None:
         self.servers = Servers()
         self.primary = self.servers.start()
-        self.replica = self.servers.start("--replicaof", f"127.0.0.1 {self.primary}")
+        self.replica = self.servers.start("--replicaof", "127.0.0.1", str(self.primary))
         self.sentinel = self.servers.start_sentinel(self.primary)
         with redis.Redis(port=self.sentinel) as watcher:
             until(lambda: watcher.execute_command("SENTINEL", "REPLICAS", "shop"), "the sentinel knows the replica")

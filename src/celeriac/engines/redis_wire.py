@@ -705,7 +705,7 @@ def _code(error: BaseException) -> str:
         return found[1]
     if "user executing the script can't" in text:
         return "NOPERM"
-    if "unauthenticated" in text:
+    if "unauthenticated" in text or "Authentication required" in text:  # redis-py takes the word NOAUTH off
         return "NOAUTH"
     name = type(error).__name__
     if name == "AuthenticationError" or "invalid username-password pair" in text or "invalid password" in text:
