@@ -54,12 +54,15 @@ class RedisMaker:
 
 @pytest.fixture(scope="module")
 def server_url() -> Iterator[str]:
+    """Of a user who may do no more than docs/engines/redis.md names, where the server is our own."""
     if SERVER_URL:
         yield SERVER_URL
         return
     servers = Servers()
     try:
-        yield f"redis://127.0.0.1:{servers.start()}/0"
+        port = servers.start()
+        servers.allow(port, "{test-")
+        yield f"redis://shop:secret@127.0.0.1:{port}/0"
     finally:
         servers.stop()
 

@@ -60,6 +60,12 @@ class Servers:
         assert answers(number, self.processes[number])
         return number
 
+    def allow(self, port: int, prefix: str) -> None:
+        """The user `shop`, whose password is `secret`, may do there what docs/engines/redis.md says that an application with this prefix needs."""
+        rules = f"~{prefix}* resetchannels &{prefix}* +@read +@write +@scripting +@pubsub +@connection +@blocking +time -@dangerous".split()
+        with redis.Redis(port=port) as client:
+            client.execute_command("ACL", "SETUSER", "shop", "reset", "on", ">secret", *rules)
+
     def stop_one(self, port: int) -> None:
         process = self.processes.pop(port)
         process.kill()
