@@ -163,6 +163,7 @@ def test_p8_a_worker_with_nothing_in_hand_does_not_wait_for_its_server_to_stop(
 ) -> None:
     project = make_project(worker_soft_shutdown_timeout=600)
     warm(project)
+    project.broker.purge(["celery"])  # an outcome that is just being settled would be something in hand
     worker = project.worker("-c", "2", "-P", pool)
     for proxy in home.proxies:
         proxy.refuse()
