@@ -1,8 +1,12 @@
-"""A rabbitmq-server for tests: a node of its own, with its own epmd, on free loopback ports and in a temporary directory; ended by their process ids."""
+"""A rabbitmq-server for tests: a node of its own, with its own epmd, on free loopback ports and in a temporary directory; ended by their process ids. Or three, as a cluster.
+
+Another installation than the system's is used when `CELERIAC_TEST_RABBITMQ_BIN` names the directory of its `rabbitmq-server` and `rabbitmqctl`.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +22,9 @@ import pytest
 DEADLINE_SECONDS = 180.0
 ADVISED = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}]."
 """What docs/engines/rabbitmq.md advises; else what is on its way from level to level when a server is killed is three minutes late."""
-_PROGRAMS = Path("/usr/lib/rabbitmq/bin")
+_PROGRAMS = Path(os.environ.get("CELERIAC_TEST_RABBITMQ_BIN", "/usr/lib/rabbitmq/bin"))
+_PATH = os.pathsep.join((str(_PROGRAMS.parents[1] / "erlang" / "bin"), os.environ.get("PATH", os.defpath)))
+"""Where Debian puts the Erlang of these programs, then wherever one is."""
 _WATCHER = """
 import os, shutil, signal, sys
 pids = []
@@ -47,10 +53,10 @@ young = [
 
 
 class Server:
-    """One node. Its clients' port is 127.0.0.1:`port`; `lines` are added to its rabbitmq.conf, `terms` to its advanced.config."""
+    """One node. Its clients' port is 127.0.0.1:`port`; `lines` are added to its rabbitmq.conf, `terms` to its advanced.config. It joins the cluster of `seed`."""
 
-    def __init__(self, *lines: str, terms: str = ADVISED) -> None:
-        epmd = shutil.which("epmd")
+    def __init__(self, *lines: str, terms: str = ADVISED, seed: Server | None = None) -> None:
+        epmd = shutil.which("epmd", path=_PATH)
         if epmd is None or not (_PROGRAMS / "rabbitmq-server").exists():
             reason = "There is no rabbitmq-server here. Install it (scripts/servers), or name one in CELERIAC_TEST_RABBITMQ_URL."
             if os.environ.get("CI"):
@@ -58,21 +64,29 @@ class Server:
             pytest.skip(reason)
         self.directory = Path(tempfile.mkdtemp(prefix="celeriac-rabbitmq-"))
         self.port, distribution, epmd_port = free_ports(3)
+        if seed is not None:
+            epmd_port = seed.epmd_port
+        self.epmd_port = epmd_port
+        self.name = f"celeriac{self.port}@localhost"
         home = self.directory / "home"
         home.mkdir()
         cookie = home / ".erlang.cookie"
         cookie.write_text("celeriactests")
         cookie.chmod(0o400)
         configuration = [f"listeners.tcp.local = 127.0.0.1:{self.port}", "loopback_users = none", "log.console = false", *lines]
+        if seed is not None:
+            configuration.append("cluster_formation.peer_discovery_backend = classic_config")
+            configuration += [f"cluster_formation.classic_config.nodes.{at} = {name}" for at, name in enumerate((seed.name, self.name), 1)]
         (self.directory / "rabbitmq.conf").write_text("\n".join(configuration) + "\n")
         (self.directory / "advanced.config").write_text(terms)
         (self.directory / "enabled_plugins").write_text("[].")
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))},
+            "PATH": _PATH,
             "HOME": str(home),
             "ERL_EPMD_PORT": str(epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"celeriac{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(distribution),
             "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
@@ -88,8 +102,13 @@ class Server:
         self.watcher = subprocess.Popen(
             [sys.executable, "-c", _WATCHER, str(self.directory)], stdin=subprocess.PIPE, text=True, cwd="/", start_new_session=True
         )
-        self.names = subprocess.Popen([epmd, "-port", str(epmd_port), "-address", "127.0.0.1"], env=self.environment, cwd=self.directory)
-        self._have_watched(self.names.pid)
+        self.names: subprocess.Popen[bytes] | None = None
+        """Its epmd; None: it has that of its seed."""
+        if seed is None:
+            self.names = subprocess.Popen(
+                [epmd, "-port", str(epmd_port), "-address", "127.0.0.1"], env=self.environment, cwd=self.directory
+            )
+        self._have_watched()
         try:
             self.start()
         except BaseException:
@@ -107,7 +126,7 @@ class Server:
                 [str(_PROGRAMS / "rabbitmq-server")], env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
                 start_new_session=True, cwd=self.directory,
             )  # fmt: skip
-        self._have_watched(self.names.pid, self.node.pid)
+        self._have_watched()
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not answers(self.port):
             if time.monotonic() > deadline or self.node.poll() is not None:
@@ -143,8 +162,10 @@ class Server:
     def stop(self) -> None:
         """Ends all, and leaves nothing behind."""
         self._end(signal.SIGKILL)
-        self.names.kill()
-        self.names.wait()
+        if self.names is not None:
+            self.names.kill()
+            self.names.wait()
+            self.names = None
         self._have_watched()
         self.watcher.communicate()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -160,12 +181,50 @@ class Server:
             with suppress(ProcessLookupError):
                 os.killpg(self.node.pid, signal.SIGKILL)  # erl_child_setup and what else is in its session
         self.node = None
-        self._have_watched(self.names.pid)
+        self._have_watched()
 
-    def _have_watched(self, *pids: int) -> None:
+    def _have_watched(self) -> None:
         assert self.watcher.stdin is not None
-        self.watcher.stdin.write(" ".join(str(pid) for pid in pids) + "\n")
+        self.watcher.stdin.write(" ".join(str(one.pid) for one in (self.names, self.node) if one is not None) + "\n")
         self.watcher.stdin.flush()
+
+
+class Cluster:
+    """Three nodes. What `lines` say, each of them is told."""
+
+    def __init__(self, *lines: str) -> None:
+        self.servers = [Server(*lines)]
+        try:
+            for _ in range(2):
+                self.servers.append(Server(*lines, seed=self.servers[0]))
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def url(self) -> str:
+        return ";".join(server.url for server in self.servers)
+
+    def control(self, *words: str) -> str:
+        """`rabbitmqctl`, through a node that is up."""
+        return next(server for server in self.servers if server.node is not None).control(*words)
+
+    def nodes_of(self, queue: str) -> tuple[str, list[str]]:
+        """The names of the node that leads this queue, and of all that have it."""
+        for line in self.control("list_queues", "name", "leader", "members", "--quiet", "--no-table-headers").splitlines():
+            name, leader, members = line.split("\t")
+            if name == queue:
+                return leader, sorted(re.findall(r"[\w-]+@[\w-]+", members))
+        raise LookupError(queue)
+
+    def busiest(self) -> Server:
+        """The node with the most clients."""
+        pids = self.control("list_connections", "pid", "--quiet", "--no-table-headers")
+        return max(self.servers, key=lambda server: pids.count(f"<{server.name}."))
+
+    def stop(self) -> None:
+        for server in reversed(self.servers):
+            server.stop()
 
 
 def answers(port: int) -> bool:
