@@ -49,6 +49,8 @@ class Held(msgspec.Struct, array_like=True):
     """It is a copy that was in custody, not what a settlement has published."""
     doubtful: bool = False
     """It was given to somebody before and came back without a word."""
+    returns: int = 0
+    """How often that was, as its queue counts: there may be a limit, at which RabbitMQ drops it."""
 
 
 def read_slip(properties: bytes, body: bytes, queue: str, tag: int, redelivered: bool, now: float) -> tuple[Held, float]:
@@ -91,6 +93,7 @@ def read_slip(properties: bytes, body: bytes, queue: str, tag: int, redelivered:
         base=counts[2],
         copy=len(counts) > 3,
         doubtful=lost > 0 or len(counts) > 3,
+        returns=lost,
     )
     return held, wait
 

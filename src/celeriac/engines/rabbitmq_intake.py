@@ -71,6 +71,8 @@ REMEMBERED = 10_000
 """So many settled messages are remembered, lest they run again when a lost connection has swallowed their acknowledgements."""
 PROMISE_SECONDS = 2.0
 """How long a process waits at most for the custody of what it gets."""
+WORN_RETURNS = 10
+"""What has come back so often is published anew, before it is dropped: RabbitMQ 4 allows 20 returns, unless its queue says otherwise, and counts what was only buffered too."""
 SLEPT_SECONDS = 2.0
 """A supervisor that looks at its connection as seldom as this was stopped, or its machine was."""
 BEGIN_SECONDS = 20.0
@@ -195,6 +197,7 @@ class Intake:
         self._demand: dict[Holder, tuple[int, Sequence[str]]] = {}
         self._asked_at = 0.0
         self._not_due: list[tuple[Held, float]] = []
+        self._worn: list[Held] = []
         self._outbox: dict[int, _Posted] = {}
         self._posted = 0
         self._refused: list[tuple[float, _Posted]] = []
@@ -496,10 +499,12 @@ class Intake:
 
     def _give_back_buffer(self, queues: Iterable[str] | None = None) -> None:
         names = list(self.buffer) if queues is None else list(queues)
-        spare = [held for queue in names for held in self.buffer.pop(queue, ())]
-        if spare:
-            publications = [readdressed(held, self.topology) for held in spare]
-            self._post(publications, [held.tag for held in spare if held.tag is not None])
+        self._give_back([held for queue in names for held in self.buffer.pop(queue, ())])
+
+    def _give_back(self, spare: Sequence[Held]) -> None:
+        """Of what nobody has started."""
+        publications = [readdressed(held, self.topology) for held in spare]
+        self._post(publications, [held.tag for held in spare if held.tag is not None])
 
     # -- publishing, on the connection that consumes --------------------------------------------------------------------------
 
@@ -736,6 +741,7 @@ class Intake:
         self._open.clear()
         self.buffer.clear()
         self._not_due.clear()
+        self._worn.clear()
         self._successors.clear()
         self._given.clear()
         self._settled.clear()
@@ -924,6 +930,10 @@ class Intake:
         self._hear_confirmations()
         if self._not_due:
             self._put_off()
+        if self._worn:
+            worn, self._worn = self._worn, []
+            self._give_back([held for held in worn if held.holder is None])
+            self._copy_into_custody([held for held in worn if held.holder is not None])
 
     def _hear_confirmations(self) -> None:
         while self.outlet is not None and self.outlet.arrived:
@@ -956,12 +966,16 @@ class Intake:
             elif known is not None:
                 if known.lost or known.tag is None:  # our own, from before the connection was lost: its task still runs
                     known.tag, known.lost = tag, False
+                    if held.returns >= WORN_RETURNS:
+                        self._worn.append(known)
                 else:
                     self._acknowledge([tag])
             elif self._is_done(held):
                 self._acknowledge([tag])
             elif wait > 0.0:
                 self._not_due.append((held, wait))
+            elif held.returns >= WORN_RETURNS:
+                self._worn.append(held)
             else:
                 held.place = self._place(held, kind)
                 self.buffer.setdefault(consumer.queue, []).append(held)
@@ -1334,7 +1348,9 @@ class Intake:
     # -- custody ---------------------------------------------------------------------------------------------------------------
 
     def _copy_into_custody(self, messages: Sequence[Held]) -> None:
-        """A copy to a queue of our own. When it comes to us from there, the original is acknowledged: the broker's clock begins anew."""
+        """A copy to a queue of our own. When it comes to us from there, the original is acknowledged: the broker's clock, and its count, begin anew."""
+        if not messages:
+            return
         if not self._custody:
             self._custody = self.topology.own(f"held.{new_id()}")
             try:

@@ -178,6 +178,39 @@ def test_what_was_only_buffered_is_no_crash_however_often(server: Server, prefix
         assert set(seen.values()) == {0}
 
 
+@pytest.fixture
+def limited(engine: RabbitMQEngine) -> RabbitMQEngine:
+    """Its queue has the delivery limit that RabbitMQ 4 gives to all: what has come back more often is dropped."""
+    deadline = time.monotonic() + 20.0
+    with engine._sender.link(deadline) as link:
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 20}
+        link.risk(wire.declare_queue(2, engine._topology.queue("celery"), arguments), wire.QUEUE_DECLARE_OK, deadline)
+    return engine
+
+
+def test_what_is_only_buffered_while_connections_are_lost_is_never_dropped(limited: RabbitMQEngine) -> None:
+    holder = start(limited)
+    limited.publish([message("m")])
+    for _ in range(50):
+        assert limited.wait(["celery"], 40.0)
+        limited._intake._disconnect()
+    delivery = taken(limited, holder)
+    assert delivery.crashes == 0
+    assert limited.settle([settlement(delivery)]) == []
+
+
+def test_what_runs_while_connections_are_lost_is_never_dropped(limited: RabbitMQEngine) -> None:
+    holder = start(limited)
+    limited.publish([message("m")])
+    delivery = taken(limited, holder)
+    held = limited._intake.held["m"]
+    for _ in range(50):
+        limited._intake._disconnect()
+        limited._intake._consume("celery", 10)
+        eventually(lambda: limited.collect(holder.node, 0.05) == [] and held.tag is not None, 40.0)
+    assert limited.settle([settlement(delivery)]) == []
+
+
 def test_a_retry_that_comes_before_the_acknowledgement_is_kept(engine: RabbitMQEngine) -> None:
     """The new message is confirmed first, so the supervisor may be given it while it still holds the old one, which has the same id."""
     engine.publish([message("m")])
