@@ -124,7 +124,8 @@ class Replies:
         deadline = time.monotonic() + LOCAL_SECONDS
         with self.sender.link(deadline) as link:
             link.declare("replies", address, deadline)
-        fresh = wire.Connection(self.sender.addresses[0], deadline, tls=self.sender.tls, name="celeriac replies")
+            where = link.address
+        fresh = wire.Connection(where, deadline, tls=self.sender.tls, name="celeriac replies")
         fresh.open_channel(1, deadline)
         fresh.send(wire.consume(1, address, "replies", acknowledged=False), deadline)
         self._link = fresh

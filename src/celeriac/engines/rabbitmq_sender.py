@@ -128,9 +128,9 @@ class Topology:
             case "dead":
                 return {"x-queue-type": "quorum", "x-delivery-limit": MANY_DELIVERIES}
             case "replies":
-                return {"x-expires": round(self.replies_expire_seconds * 1000)}
+                return {"x-queue-type": "quorum", "x-expires": round(self.replies_expire_seconds * 1000)}
             case "letters":
-                return {"x-message-ttl": LETTER_SECONDS * 1000, "x-expires": 2 * LETTER_SECONDS * 1000}
+                return {"x-queue-type": "quorum", "x-message-ttl": LETTER_SECONDS * 1000, "x-expires": 2 * LETTER_SECONDS * 1000}
             case _:
                 return {"x-queue-type": "stream", "x-max-length-bytes": _NOTES_BYTES, "x-stream-max-segment-size-bytes": _NOTES_BYTES // 10}
 
@@ -277,7 +277,7 @@ class Link(wire.Connection):
             arguments = topology.arguments(kind, name)
             given = topology.queues.get(name) if kind == "queue" else None
             if kind in ("letters", "replies"):
-                self.risk(wire.declare_queue(2, wanted, arguments, flags=2 if kind == "replies" else 0), wire.QUEUE_DECLARE_OK, deadline)
+                self.risk(wire.declare_queue(2, wanted, arguments), wire.QUEUE_DECLARE_OK, deadline)
             elif given is not None and (given.exchange or given.options):
                 self._declare_as_said(given, wanted, arguments, deadline)
             else:
