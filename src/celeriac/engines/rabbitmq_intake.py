@@ -81,6 +81,8 @@ REPEAT_SECONDS = 0.1
 """When something is published again that RabbitMQ did not take."""
 LINGER_SECONDS = 0.003
 """So long who wants many is kept waiting while there are several: each answer costs the same, however many it brings. One alone is not part of a stream."""
+MAILBOXES = 16
+"""So many that belong to no node here, but wait for an answer, say, are listened to at once; those that were opened before have had theirs."""
 SLICE_SECONDS = 0.02
 NOTES = 4
 """The channel of the notes: RabbitMQ closes it when their stream is away."""
@@ -1104,6 +1106,7 @@ class Intake:
             if address not in self.letters:
                 self.letters[address] = deque()
                 expected = self._listen_to(address)
+                self._leave_mailboxes()
                 deadline = max(deadline, time.monotonic() + 0.2 * bool(expected))
                 if address in self.nodes and not self._follows:
                     self.sync(time.monotonic() + LOCAL_SECONDS)
@@ -1138,6 +1141,15 @@ class Intake:
         self._consumers[consumer.tag] = consumer
         self.connected(deadline).send(wire.consume(2, self.topology.name("letters", address), consumer.tag, acknowledged=False), deadline)
         return wire.counted(there)[1]
+
+    def _leave_mailboxes(self) -> None:
+        """They expire then."""
+        old = [address for address in self.letters if address not in self.nodes][:-MAILBOXES]
+        for consumer in self._consumers.values():
+            if consumer.kind == "letters" and consumer.queue in old:
+                self.connected(time.monotonic() + LOCAL_SECONDS).send(wire.cancel(2, consumer.tag), time.monotonic() + LOCAL_SECONDS)
+        for address in old:
+            del self.letters[address]
 
     # -- the processes of this node ------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from celeriac.core.routing import queues_from
 from celeriac.engines import rabbitmq_intake
 from celeriac.engines import rabbitmq_wire as wire
 from celeriac.engines.rabbitmq import RabbitMQEngine
+from celeriac.engines.rabbitmq_intake import MAILBOXES
 from celeriac.testing.contract.harness import eventually, ids, message, messages, record, settlement, start, take, take_one
 from tests.support.rabbitmq import Server, young
 
@@ -293,6 +294,17 @@ def test_results_come_back_to_who_called(server: Server, prefix: str) -> None:
         results.forget(["m1"])
         assert list(results.fetch(["m0", "m1"])) == ["m0"]
         worker.settle([settlement(delivery) for delivery in batch])
+
+
+def test_whoever_asks_often_does_not_go_on_listening_for_each_answer(server: Server, engine: RabbitMQEngine, prefix: str) -> None:
+    for number in range(MAILBOXES + 5):
+        assert engine.collect(f"reply.{number}") == []
+
+    def heard() -> list[str]:
+        rows = server.control("list_consumers", "queue_name", "--quiet", "--no-table-headers").splitlines()
+        return sorted(row for row in rows if row.startswith(f"{prefix}celeriac.letters."))
+
+    eventually(lambda: engine.collect("reply.9") == [] and len(heard()) == MAILBOXES, 40.0)
 
 
 # -- trouble -----------------------------------------------------------------------------------------------------------------
