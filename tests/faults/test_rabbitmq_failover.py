@@ -26,16 +26,12 @@ from tests.support.workers import Project, until
 pytestmark = [pytest.mark.promise(1), pytest.mark.promise(8), pytest.mark.chaos]
 
 
-TERMS = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}]."
-"""What docs/engines/rabbitmq.md says of clusters of RabbitMQ 3.10: else messages that wait for their time may stand still for minutes after the death of a node."""
-
-
 class ClusterHome(RabbitMQHome):
     """Three nodes, all of them in the URL."""
 
     def __init__(self) -> None:
         self.proxies = []
-        self.cluster = Cluster(terms=TERMS)
+        self.cluster = Cluster()
         self.server = None
         self.url = self.cluster.url
         self.results = RedisHome()

@@ -190,13 +190,13 @@ class Server:
 
 
 class Cluster:
-    """Three nodes. What `lines` and `terms` say, each of them is told."""
+    """Three nodes. What `lines` say, each of them is told."""
 
-    def __init__(self, *lines: str, terms: str = "") -> None:
-        self.servers = [Server(*lines, terms=terms)]
+    def __init__(self, *lines: str) -> None:
+        self.servers = [Server(*lines)]
         try:
             for _ in range(2):
-                self.servers.append(Server(*lines, terms=terms, seed=self.servers[0]))
+                self.servers.append(Server(*lines, seed=self.servers[0]))
         except BaseException:
             self.stop()
             raise
