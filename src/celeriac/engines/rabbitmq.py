@@ -40,7 +40,7 @@ from .rabbitmq_desk import Desk
 from .rabbitmq_held import Held, addressed, delivery, readdressed, relabelled
 from .rabbitmq_intake import Intake
 from .rabbitmq_replies import Replies
-from .rabbitmq_sender import LOCAL_SECONDS, Publication, Sender, Topology
+from .rabbitmq_sender import LOCAL_SECONDS, Publication, Sender, Topology, is_away
 
 if TYPE_CHECKING:
     from ..contracts.broker import Broker
@@ -471,8 +471,8 @@ class RabbitMQEngine:
             return mine
         try:
             return self._sender.read_notes("nodes", time.time() - NODES_SECONDS, time.monotonic() + SURVEY_SECONDS)
-        except EngineUnavailable:
-            if not self._intake.lives():
+        except EngineUnavailable as problem:
+            if not (is_away(problem) and self._intake.lives()):
                 raise
             self._survey_at = time.monotonic() + SURVEY_AGAIN_SECONDS
             return mine

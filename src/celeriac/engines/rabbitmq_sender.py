@@ -574,6 +574,11 @@ def is_being_made(problem: EngineUnavailable) -> bool:
     return any(word in str(problem) for word in ("RESOURCE_ERROR", "INTERNAL_ERROR", "down or inaccessible"))
 
 
+def is_away(problem: EngineUnavailable) -> bool:
+    """It may be the stream alone that is not there."""
+    return is_being_made(problem) or "in time" in str(problem)
+
+
 class _Borrowed:
     def __init__(self, sender: Sender, deadline: float) -> None:
         self.sender = sender
