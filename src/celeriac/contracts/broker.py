@@ -51,7 +51,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     processes: bool = True
     """Several processes can share it."""
     forgets: bool = False
-    """A crash of its server may undo what it said last, while its workers live on: these ask now and then what they are thought to hold."""
+    """A crash of its server may undo what it said last, or give a worker once more, and late, what a lost connection held: workers ask now and then what they are thought
+    to hold."""
     durable: bool = True
     """What was published survives the end of every process."""
 

@@ -91,6 +91,7 @@ class RabbitMQEngine:
         counts=False,
         own_timers=True,
         connection_leases=True,
+        forgets=True,
     )
 
     def __init__(

@@ -427,6 +427,22 @@ def test_what_its_holder_was_refused_is_run_anew_however_late_it_comes_back(engi
     assert engine.settle([settlement(again)]) == []
 
 
+def test_what_comes_back_late_is_its_holders_again(engine: RabbitMQEngine) -> None:
+    """It may have been told that it holds nothing, or another process has its number by now: so workers ask now and then (`Capabilities.forgets`)."""
+    engine.publish([message("m")])
+    holder = start(engine)
+    take_one(engine, holder)
+    intake = engine._intake
+    intake._disconnect()
+    intake._lost_until = time.monotonic()
+    assert engine.held(holder.node, holder.process) == []
+    intake._consume("celery", 10)
+    eventually(lambda: (intake._pump(), engine.held(holder.node, holder.process))[1])
+    (delivery,) = engine.held(holder.node, holder.process)
+    assert (delivery.id, delivery.crashes) == ("m", 0) and engine.capabilities.forgets
+    assert engine.settle([settlement(delivery)]) == []
+
+
 STREAMS_GO_AWAY = (
     "sys:suspend(rabbit_stream_coordinator),"
     "[supervisor:terminate_child(osiris_server_sup, Id) || {Id, _, _, _} <- supervisor:which_children(osiris_server_sup)]."
