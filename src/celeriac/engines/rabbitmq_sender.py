@@ -556,8 +556,9 @@ class Sender:
 
     def _give_back(self, link: Link) -> None:
         self.breaker.answered()
-        self._unnamed += link.made
-        link.made = []
+        if link.made:
+            self._unnamed += link.made
+            link.made = []
         if link.closed:
             self._let_go(link)
             return
