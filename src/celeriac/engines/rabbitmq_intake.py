@@ -821,6 +821,11 @@ class Intake:
         self._begin_to_stop(queues)
         self._await(lambda: not any(consumer.closing for consumer in self._consumers.values()), deadline)
 
+    def _make_room(self) -> None:
+        """For what the lost connection held. RabbitMQ may notice its end after it has filled the new one with others, which nobody takes before that is settled."""
+        for queue in {held.queue for held in self.held.values() if held.lost} - self.paused.keys():
+            self._consume(queue, self._count([queue]) + sum(held.queue == queue for held in self.held.values()))
+
     def _begin_to_stop(self, queues: Iterable[str]) -> None:
         data = b""
         for queue in queues:
@@ -1334,6 +1339,8 @@ class Intake:
         elif now - self._given_back_at > CALM_SECONDS:
             self._quiet_seconds = QUIET_SECONDS
         self._follow_again(now)
+        if now < self._lost_until < math.inf:
+            self._make_room()
         if now - self._custody_at >= 1.0:
             self._custody_at = now
             self._name_queues()
@@ -1349,9 +1356,10 @@ class Intake:
     _given_back_at = 0.0
 
     def _surplus(self, now: float) -> bool:
-        """Something is buffered, and nobody has asked for a while: all processes run something long."""
+        """Something is buffered, and nobody has asked for a while: all processes run something long, and do not just wait for what a lost connection held."""
         return (
             bool(self._count(self.buffer))
+            and now >= self._lost_until
             and not self._waiting
             and now - self._asked_at > self._quiet_seconds
             and not any(client.asks is not None for client in self._clients.values())

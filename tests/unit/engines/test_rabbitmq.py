@@ -414,6 +414,26 @@ def test_a_subscription_belongs_to_the_connection_over_which_it_is_begun(engine:
     eventually(lambda: (intake._pump(), intake.buffer.get("celery"))[1])
 
 
+def test_there_is_room_for_what_a_lost_connection_held(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RabbitMQ may notice late that it is lost, and give others first."""
+    monkeypatch.setattr(rabbitmq_intake, "RETURN_SECONDS", 60.0)
+    engine.publish([message("m")])
+    holder = start(engine)
+    delivery = take_one(engine, holder)
+    engine.publish([message("n")])
+    intake = engine._intake
+    lost = intake.connection
+    assert lost is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(lost, "drop", lambda reason: None)
+        intake._disconnect()
+    intake._windows["celery"] = 1
+    eventually(lambda: (intake._pump(), intake.buffer.get("celery"))[1])
+    lost.drop("Now RabbitMQ notices it.")
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and not intake.held["m"].lost)
+    assert engine.settle([settlement(delivery)]) == []
+
+
 def test_what_its_holder_was_refused_is_run_anew_however_late_it_comes_back(engine: RabbitMQEngine) -> None:
     """A server that has just been started may need longer than we wait for what it gives back."""
     engine.publish([message("m")])
