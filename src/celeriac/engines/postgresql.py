@@ -9,7 +9,8 @@
     waiting    who waits holds an advisory lock (shared) on what he waits for, on the one connection that listens. Who publishes tries that lock: when he gets it nobody waits,
                and nothing is sent; else `pg_locks` names the backends that wait and as many are notified as there are messages. So NOTIFY, which makes commits stand in line, is
                used only when somebody sleeps. Looks at growing distances, up to a second, are the net. A worker that has nothing to do reserves and settles on the connection on
-               which it waits: the trip that reserves ends the wait, the one that settles begins it. With `listen=false` (PgBouncer in transaction mode) there are only looks
+               which it waits: the trip that reserves ends the wait, the one that settles begins it. A NOTIFY wakes every session that listens in the
+               database, so nobody listens for what can wait: letters are looked for every `poll_seconds`. With `listen=false` (PgBouncer in transaction mode) there are only looks
     clocks     the server's, for everything: setting it forward ends leases. The times of a clock that was injected go before it
     cannot     keep ids and queue names that take more than some 2,700 bytes when compressed, since they are indexed
 
@@ -40,7 +41,7 @@ from ..core.clock import SYSTEM_CLOCK, Clock
 from ..core.errors import EngineUnavailable, ImproperlyConfigured, NodeLost
 from ..core.message import Arrival, Delivery, Holder, Join, Lease, Message, Record, Revocation, Settlement, Verdict
 from ..core.states import READY_STATES
-from .postgresql_listen import LOOKS_SECONDS, OUTLOOK, Box, Listener, PollingSubscription, Subscription, Waiter
+from .postgresql_listen import LOOKS_SECONDS, OUTLOOK, Listener, PollingSubscription, Subscription, Waiter
 from .postgresql_schema import ensure
 from .postgresql_wire import (
     Ambiguous,
@@ -218,7 +219,7 @@ class PostgreSQLEngine:
     """The engine of `postgresql://user:password@host:port/database`; what libpq knows may follow (`?sslmode=verify-full&…`), several hosts too.
 
     Options, in the URL or in `broker_transport_options`: `schema`, `pool_size` (connections of one process beside the one that listens), `timeout_seconds` (of every
-    verb but `publish`, which is told), `listen` and `prepare` (both false behind PgBouncer in transaction mode), `poll_seconds` (how often to look without `listen`).
+    verb but `publish`, which is told), `listen` and `prepare` (both false behind PgBouncer in transaction mode), `poll_seconds` (how often to look for letters, and without `listen` for everything).
     """
 
     capabilities = Capabilities(engine="postgresql", schedules=True, steps=True, forgets=True)
@@ -244,7 +245,8 @@ class PostgreSQLEngine:
         self._result_expires = result_expires
         self._revokes_expire_seconds = revokes_expire_seconds
         self._doubts: dict[str, float] = {}
-        self._boxes: dict[str, Box] = {}
+        self._looked = ("", 0.0)
+        """At which address letters were looked for last, and when."""
         self._floors = _Floors()
         self._losses: int | None = None
         """Of connections, at the last exchange."""
@@ -492,9 +494,6 @@ class PostgreSQLEngine:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.close()
-        boxes, self._boxes = self._boxes, {}
-        for box in boxes.values():
-            box.place.close()
         self._database.close()
 
     # -- results -------------------------------------------------------------------------------------------------
@@ -687,7 +686,7 @@ class PostgreSQLEngine:
         self._floors.forget()
         with self._database.transaction() as run:
             run("DELETE FROM {s}.paused WHERE queue = ANY ($1::text[])", texts(queues))
-            self._ring(run, "q", queues)
+            self._ring(run, queues)
 
     def replay(self, ids: Sequence[str]) -> list[str]:
         self._floors.forget()
@@ -698,7 +697,7 @@ class PostgreSQLEngine:
                 for replayed_id, queue in run(REPLAY, id, self._now()):
                     replayed.append(replayed_id)
                     queues.append(queue)
-            self._ring(run, "q", queues)
+            self._ring(run, queues)
         return replayed
 
     def discard(self, ids: Sequence[str]) -> list[str]:
@@ -720,22 +719,20 @@ class PostgreSQLEngine:
             self._post(run, addresses, body)
 
     def collect(self, address: str, timeout_seconds: float = 0.0) -> list[Letter]:
+        """Looks every `poll_seconds`. Letters are few, and a session that listens is woken by the server for whatever is told to anybody."""
         deadline = time.monotonic() + timeout_seconds
         while True:
-            box = self._box(address) if self._listens else None
-            now = time.monotonic()
-            if box is None or now >= box.look_at or box.place.rest(0.0):
-                if box is not None:
-                    box.look_at = now + LOOKS_SECONDS[-1]
-                letters = self._take_letters(address)
-                if letters:
-                    return letters
-            if now >= deadline:
-                return []
-            if box is None:
-                time.sleep(max(0.0, min(self._poll_seconds, deadline - now)))
-            elif box.place.rest(min(deadline, box.look_at)):
-                box.look_at = 0.0
+            looked_for, looked_at = self._looked
+            left = looked_at + self._poll_seconds - time.monotonic() if looked_for == address and timeout_seconds > 0 else 0.0
+            if left > 0:
+                too_late = max(0.0, deadline - time.monotonic())
+                time.sleep(min(left, too_late))
+                if left > too_late:
+                    return []
+            letters = self._take_letters(address)
+            self._looked = (address, time.monotonic())  # who could not look looks again at once
+            if letters or time.monotonic() >= deadline:
+                return letters
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -805,7 +802,6 @@ class PostgreSQLEngine:
         self._throw_away_old_letters(run)
         sql = "INSERT INTO {s}.letters (at, address, letter) SELECT coalesce($1::float8, {s}.now()), a, $3 FROM unnest($2::text[]) a"
         run(sql, self._monotonic(), texts(addresses), body)
-        self._ring(run, "b", addresses)
 
     def _take_letters(self, address: str) -> list[Letter]:
         rows = self._database.rows(
@@ -822,9 +818,9 @@ class PostgreSQLEngine:
         )
         run(sql, self._monotonic(), LETTER_SECONDS)
 
-    def _ring(self, run: Transaction, kind: str, names: Sequence[str]) -> None:
-        if names:
-            run("SELECT {s}.ring_key({s}.key($1 || n), 1000) FROM unnest($2::text[]) n", kind, texts(dict.fromkeys(names)))
+    def _ring(self, run: Transaction, queues: Sequence[str]) -> None:
+        if queues:
+            run("SELECT {s}.ring_key({s}.key('q' || n), 1000) FROM unnest($1::text[]) n", texts(dict.fromkeys(queues)))
 
     def _wait_looking(self, names: Array, deadline: float) -> bool:
         while True:
@@ -835,25 +831,6 @@ class PostgreSQLEngine:
             if left <= 0:
                 return False
             time.sleep(min(left, self._poll_seconds, due_in if due_in is not None else math.inf))
-
-    def _box(self, address: str) -> Box:
-        now = time.monotonic()
-        box = self._boxes.get(address)
-        if box is not None and box.place.is_lost():
-            self._boxes.pop(address, None)
-            box.place.close()
-            box = None
-        if box is None:
-            for other, unused in list(self._boxes.items()):
-                if unused.used_at < now - 2 * LETTER_SECONDS and self._boxes.pop(other, None) is not None:
-                    unused.place.close()
-            place = self._listener.attending([f"b{address}"])
-            place.__enter__()
-            box = self._boxes.setdefault(address, Box(place))
-            if box.place is not place:
-                place.close()
-        box.used_at = now
-        return box
 
     # -- time --------------------------------------------------------------------------------------------------------
 
@@ -887,9 +864,6 @@ class PostgreSQLEngine:
 
     def _after_fork_in_child(self) -> None:
         self._database.abandon()
-        boxes, self._boxes = self._boxes, {}
-        for box in boxes.values():
-            box.place.abandon()
         self._listener.abandon()
         self._listener = Listener(self._database)
         if self._waiter is not None:

@@ -372,15 +372,6 @@ class Waiter:
         return self._connection
 
 
-class Box:
-    """Of one address at which we collect."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.look_at = 0.0
-        self.used_at = 0.0
-
-
 class Subscription:
     """A place at the listener, and what the results looked like when it began."""
 

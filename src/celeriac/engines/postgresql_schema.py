@@ -138,7 +138,7 @@ STEPS = """
 FUNCTIONS = """
     CREATE OR REPLACE FUNCTION {s}.now() RETURNS float8 LANGUAGE sql VOLATILE AS $$ SELECT extract(epoch FROM clock_timestamp())::float8 $$;
 
-    -- What stands for a thing that is waited for, among the advisory locks of the database: `q` and a queue, `r` and a task, `r*` any result, `b` and an address, `h` and a holder.
+    -- What stands for a thing that is waited for, among the advisory locks of the database: `q` and a queue, `r` and a task, `r*` any result, `h` and a holder.
     CREATE OR REPLACE FUNCTION {s}.key(p_name text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT hashtextextended(p_name, {seed}) $$;
 
     -- Wakes up to `p_count` of those who wait for the key.
@@ -777,7 +777,6 @@ FUNCTIONS = """
         v_message record;
         v_arrival jsonb;
         v_ended int[] := '{}';
-        v_nodes text[] := '{}';
     BEGIN
         PERFORM FROM {s}.messages m WHERE m.id = ANY (p_ids) ORDER BY m.id FOR UPDATE;
         FOR i IN 1..cardinality(p_ids) LOOP
@@ -806,14 +805,12 @@ FUNCTIONS = """
             END IF;
             IF p_letters[i] IS NOT NULL THEN
                 INSERT INTO {s}.letters (at, address, letter) VALUES (coalesce(p_letter_at, v_now), v_message.node, p_letters[i]);
-                v_nodes := v_nodes || v_message.node;
             END IF;
             RETURN NEXT 'running';
         END LOOP;
         IF p_arrivals IS NOT NULL AND cardinality(v_ended) > 0 THEN
             PERFORM {s}.join_up(p_arrivals, v_ended, true, 0, NULL, v_now);
         END IF;
-        PERFORM {s}.ring_key({s}.key('b' || n), 1000) FROM (SELECT DISTINCT unnest(v_nodes) AS n) x;
     END $$;
 
     CREATE OR REPLACE FUNCTION {s}.outlook(p_queues text[], p_now float8) RETURNS TABLE (ready boolean, due_in float8) LANGUAGE plpgsql AS $$

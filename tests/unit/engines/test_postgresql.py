@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from celeriac.contracts.mailbox import Node
+from celeriac.contracts.mailbox import Letter, Node
 from celeriac.core.errors import EncodeError, EngineCorrupt, EngineUnavailable, ImproperlyConfigured
 from celeriac.core.message import Arrival, Delivery, Holder, Join, Message, Record, Settlement, Verdict
 from celeriac.engines import open_engine
@@ -543,6 +543,33 @@ def test_a_worker_attends_while_it_has_nothing_to_do(engine: Any, url: str) -> N
     engine.close()
     until(lambda: attending(other) == 0)
     other.close()
+
+
+def test_nobody_listens_for_letters(engine: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who listens is woken by every notification in the database. A supervisor, which waits for nothing but letters, looks for them instead, and not at each of its ticks."""
+    other = PostgreSQLEngine(url)
+    asked: list[str] = []
+    run = engine._database.run
+    monkeypatch.setattr(engine._database, "run", lambda sql, *rest: (asked.append(sql), run(sql, *rest))[1])
+    monkeypatch.setattr(engine, "_poll_seconds", 3600.0)
+    assert engine.collect("anna", 0.01) == engine.collect("anna", 0.01) == engine.collect("anna", 0.01) == []
+    assert len(asked) == 1
+    other.post(["anna"], Letter(method="hello", arguments={}))
+    assert [letter.method for letter in engine.collect("anna")] == ["hello"], "who does not wait is told what is there"
+    monkeypatch.setattr(engine, "_poll_seconds", 0.02)
+    other.post(["anna"], Letter(method="again", arguments={}))
+    assert [letter.method for letter in engine.collect("anna", DEADLINE_SECONDS)] == ["again"]
+    assert engine._listener._connection is None
+    monkeypatch.setattr(engine, "_poll_seconds", 3600.0)
+    monkeypatch.setattr(engine._database, "run", away)
+    for _ in range(3):
+        with pytest.raises(EngineUnavailable):  # a tick that asks nothing must not look like one that was answered
+            engine.collect("bert", 0.01)
+    other.close()
+
+
+def away(*_: Any) -> Any:
+    raise EngineUnavailable("The server is away.")
 
 
 def test_a_worker_whose_connection_ends_while_it_waits_waits_on_another(engine: Any, url: str) -> None:
