@@ -9,8 +9,9 @@
     waiting    who waits holds an advisory lock (shared) on what he waits for, on the one connection that listens. Who publishes tries that lock: when he gets it nobody waits,
                and nothing is sent; else `pg_locks` names the backends that wait and as many are notified as there are messages. So NOTIFY, which makes commits stand in line, is
                used only when somebody sleeps. Looks at growing distances, up to a second, are the net. A worker that has nothing to do reserves and settles on the connection on
-               which it waits: the trip that reserves ends the wait, the one that settles begins it. A NOTIFY wakes every session that listens in the
-               database, so nobody listens for what can wait: letters are looked for every `poll_seconds`. With `listen=false` (PgBouncer in transaction mode) there are only looks
+               which it waits: the trip that reserves ends the wait, the one that settles begins it, and looks for more only when whoever waits for the result has been told. A
+               NOTIFY wakes every session that listens in the database, so nobody listens for what can wait: letters are looked for every `poll_seconds`. With `listen=false`
+               (PgBouncer in transaction mode) there are only looks
     clocks     the server's, for everything: setting it forward ends leases. The times of a clock that was injected go before it
     cannot     keep ids and queue names that take more than some 2,700 bytes when compressed, since they are indexed
 
@@ -82,6 +83,8 @@ TOMB_SECONDS = 900.0
 """How long it can be told that a message without a result has been there: longer than any doubt."""
 WIDE_LOOK_SECONDS = 0.25
 """How often a busy worker looks for what was given back by others (see `take`)."""
+QUICK_LOOK_SECONDS = 0.0005
+"""A look at everything that takes no longer passes by few that were taken before: an idle worker then takes so."""
 HEARD_SECONDS = 0.05
 """How old what a thread was told of a result may be when it looks."""
 LATE_COMMIT_SECONDS = 0.05
@@ -103,8 +106,11 @@ PUBLISH_JOINING = "SELECT {s}.publish_joining($1, $2, $3, $4, $5, $6, $7, $8, $9
 PUBLISH_IN = "SELECT {s}.publish_joining(%s::text[], %s::text[], %s::smallint[], %s::float8[], %s::float8[], %s::bytea[], %s::float8, NULL, NULL, %s::jsonb)"
 EXCHANGE_DONE = "{s}.exchange_done(" + ", ".join(f"${number}" for number in range(1, 17)) + ")"
 EXCHANGE_EACH = "{s}.exchange_each(" + ", ".join(f"${number}" for number in range(1, 31)) + ")"
-LIMITS = {EXCHANGE_DONE: 13, EXCHANGE_EACH: 27}
+TAKE = "{s}.take($1, $2, $3, $4, $5, $6)"
+LIMITS = {EXCHANGE_DONE: 13, EXCHANGE_EACH: 27, TAKE: 4}
 """Which of their parameters says how many to take."""
+NOBODY = (None, None, None, None, None)
+"""Who takes, with which the two that exchange only settle."""
 JOIN_UP = "SELECT m FROM {s}.join_up($1, NULL, $2, $3, NULL, $4) m"
 JOINS = "SELECT id, size, arrived, failed FROM {s}.joins WHERE id = ANY ($1::text[])"
 ARRIVALS = "SELECT arrival FROM {s}.arrivals WHERE join_id = $1 ORDER BY index"
@@ -340,7 +346,7 @@ class PostgreSQLEngine:
     def settle(self, settlements: Sequence[Settlement]) -> list[str]:
         if not settlements:
             return []
-        return self._exchange(settlements, (None, None, None, None, None), None)[0]
+        return self._exchange(settlements, NOBODY, None)[0]
 
     def exchange(
         self, settlements: Sequence[Settlement], queues: Sequence[str], *, limit: int, holder: Holder
@@ -356,10 +362,21 @@ class PostgreSQLEngine:
     def _take(
         self, settlements: Sequence[Settlement], names: tuple[str, ...], limit: int, holder: Holder, waiter: Waiter | None
     ) -> tuple[list[str], list[Delivery]]:
-        floors = self._floors.of(names)
+        floors = None if waiter is not None and self._floors.are_needless else self._floors.of(names)
+        taker = (holder.node, holder.process, texts(names), limit, floors)
         begin = time.monotonic()
         try:
-            refused, deliveries = self._exchange(settlements, (holder.node, holder.process, texts(names), limit, floors), holder, waiter)
+            if waiter is None:
+                refused, deliveries = self._exchange(settlements, taker, holder)
+            else:
+                # Whoever waits for the result is told at the end of the first trip; there is seldom more to do.
+                refused = self._exchange(settlements, NOBODY, None, waiter)[0] if settlements else []
+                if settlements and not waiter.sees_something(self._now()):
+                    self._doubt_after_a_loss()
+                    return refused, []
+                begin = time.monotonic()
+                result = waiter.run(TAKE, (*taker, self._now()), LIMITS[TAKE], attends=bool(settlements))
+                deliveries = [_delivery(result, row, holder) for row in range(result.ntuples)]
         except Refused as refusal:
             if refusal.code == "CLN01":
                 raise NodeLost(holder.node) from None
@@ -749,7 +766,7 @@ class PostgreSQLEngine:
         if waiter is None:
             result = self._database.run(f"SELECT * FROM {call}", parameters)
         else:
-            result = waiter.exchange(call, parameters, LIMITS[call])
+            result = waiter.run(call, parameters, LIMITS[call], attends=True)
         refused: list[str] = []
         deliveries: list[Delivery] = []
         for row in range(result.ntuples):
@@ -993,6 +1010,8 @@ class _Floors:
     def __init__(self) -> None:
         self._floors: dict[str, list[float]] = {}
         self._wide_at = 0.0
+        self.are_needless = True
+        """The last look at everything was no slower for what has been taken before."""
 
     def of(self, queues: Sequence[str]) -> Array | None:
         """For `take`; None when it is time to look at everything."""
@@ -1006,6 +1025,7 @@ class _Floors:
     def learn(self, queues: Sequence[str], deliveries: Sequence[Delivery], seconds: float | None) -> None:
         """From what was taken; `seconds`: for how long everything was looked at."""
         if seconds is not None:
+            self.are_needless = seconds < QUICK_LOOK_SECONDS
             self._wide_at = time.monotonic() + max(WIDE_LOOK_SECONDS, 20 * seconds)
         if len(self._floors) > 1000:
             self._floors = {}

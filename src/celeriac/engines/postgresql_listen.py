@@ -28,8 +28,8 @@ KEYS = "SELECT {s}.key(n) FROM unnest($1::text[]) n"
 LEAVE = "SELECT count(pg_advisory_unlock_shared(k)) FROM unnest($1::bigint[]) k"
 # What the results looked like just before, and the first of them: so a change that comes in between is told twice rather than never.
 ATTEND_RESULTS = (
-    "WITH v AS MATERIALIZED (SELECT coalesce(sum(r.version), 0)::text AS version FROM {s}.results r WHERE r.task_id = ANY ($2))"
-    " SELECT a, v.version, (SELECT r.record FROM {s}.results r WHERE r.task_id = ($2::text[])[1]) FROM {s}.attend($1) a CROSS JOIN v"
+    "SELECT k, pg_advisory_lock_shared(k), (SELECT coalesce(sum(r.version), 0)::text FROM {s}.results r WHERE r.task_id = ANY ($2)),"
+    " (SELECT r.record FROM {s}.results r WHERE r.task_id = ($2::text[])[1]) FROM (SELECT {s}.key(n) AS k FROM unnest($1::text[]) n) keys"
 )
 RESULTS_VERSION = "SELECT coalesce(sum(r.version), 0)::text FROM {s}.results r WHERE r.task_id = ANY ($1)"
 OUTLOOK = "SELECT ready, due_in FROM {s}.outlook($1, $2)"
@@ -38,9 +38,9 @@ ATTEND_AND_LOOK = (
     " SELECT o.ready, o.due_in FROM a CROSS JOIN LATERAL {s}.outlook($1, $2::float8 + 0 * a.n) o"
 )
 STEER = "; ".join(f"SET {name} = off" for name in ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "jit")) + (
-    "; SET plan_cache_mode = force_generic_plan"
+    "; SET plan_cache_mode = force_generic_plan; SET synchronous_commit = off"
 )
-"""For who waits: what is prepared is planned once, and by indexes, whatever the statistics say."""
+"""For who waits: what is prepared is planned once, and by indexes, whatever the statistics say; and nothing waits for the disk, as in every `exchange`."""
 
 
 def listening(database: Database, deadline: float) -> Connection:
@@ -98,7 +98,7 @@ class Listener:
                 rows = self.rows(ATTEND, (texts(place.names),))
             else:
                 rows = self.rows(ATTEND_RESULTS, (texts(place.names), place.results))
-                _, place.version, place.record = rows[0]
+                _, _, place.version, place.record = rows[0]
             place.keys = [row[0] for row in rows]
             for key in place.keys:
                 self._places.setdefault(key, []).append(place)
@@ -256,7 +256,7 @@ class Waiter:
         self.names = names
         self.thread = threading.get_ident()
         self.was_told = False
-        """The last exchange was of what one who waited has been told of: there may be nothing else to do."""
+        """What was taken last is what one who waited has been told of: there may be nothing else to do."""
         self.attends = False
         self._database = database
         self._connection: Connection | None = None
@@ -276,23 +276,28 @@ class Waiter:
                     raise
                 # It died while nobody used it; the losses that are counted tell that all exchanges are in doubt.
 
-    def exchange(self, call: str, parameters: Sequence[Any], limit: int) -> pq.abc.PGresult:
-        """Runs this call of `exchange_…`, whose `limit` is the parameter of that number, and attends from then on if there is nothing for us. What does not succeed ends the attendance."""
-        lock = "unlock" if self.attends else "lock"
-        sql = (
-            f"WITH a AS MATERIALIZED (SELECT count(pg_advisory_{lock}_shared(k)) AS n FROM unnest(${len(parameters) + 1}::bigint[]) k)"
-            f" SELECT e.* FROM a CROSS JOIN LATERAL {call.replace(f'${limit},', f'${limit}::int + 0 * a.n::int,')} e"
-        )
+    def run(self, call: str, parameters: Sequence[Any], count: int, *, attends: bool) -> pq.abc.PGresult:
+        """Runs this call of a function, whose parameter of the number `count` is a count, or null. Attends from then on, or does no longer. What does not succeed ends the attendance."""
+        if attends is not self.attends:
+            # As a part of the count, so that it is done first.
+            lock = "pg_advisory_lock_shared" if attends else "pg_advisory_unlock_shared"
+            keys = range(len(parameters) + 1, len(parameters) + 1 + len(self._keys))
+            locked = "".join(f" + 0 * ({lock}(${key}::bigint) IS NULL)::int" for key in keys)
+            call = call.replace(f"${count},", f"${count}::int{locked},")
+            parameters = (*parameters, *self._keys)
         try:
-            result = self._database.run_on(self._connected(), sql, (*parameters, longs(self._keys)))
+            result = self._database.run_on(self._connected(), f"SELECT * FROM {call}", parameters)
         except BaseException:
             self.close()
             raise
-        self.was_told = self.attends
-        self.attends = not self.attends
-        if self.attends:
+        if attends is not self.attends:
+            self.attends, self.was_told = attends, not attends
             self._look_soon()
         return result
+
+    def sees_something(self, now: float | None) -> bool:
+        """There may be something to take. `now`: as in `wait`."""
+        return self._may_be_ready(rows_of(self._database.run_on(self._connected(), OUTLOOK, (self._queues, now))))
 
     def leave(self) -> None:
         """We have something to do."""
@@ -329,9 +334,8 @@ class Waiter:
                 return True
             if time.monotonic() >= deadline:
                 return False
-            rows = rows_of(self._database.run_on(connection, OUTLOOK, (self._queues, now)))
             self._look_at = time.monotonic() + next(self._pauses, LOOKS_SECONDS[-1])
-            if self._may_be_ready(rows):
+            if self.sees_something(now):
                 return True
 
     def _is_told(self, connection: Connection, until: float) -> bool:

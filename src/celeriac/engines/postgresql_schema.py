@@ -138,38 +138,38 @@ STEPS = """
 FUNCTIONS = """
     CREATE OR REPLACE FUNCTION {s}.now() RETURNS float8 LANGUAGE sql VOLATILE AS $$ SELECT extract(epoch FROM clock_timestamp())::float8 $$;
 
-    -- What stands for a thing that is waited for, among the advisory locks of the database: `q` and a queue, `r` and a task, `r*` any result, `h` and a holder.
-    CREATE OR REPLACE FUNCTION {s}.key(p_name text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT hashtextextended(p_name, {seed}) $$;
+    -- What stands for a thing that is waited for, among the advisory locks of the server: `q` and a queue, `r` and a task, `r*` any result, `h` and a holder.
+    -- The database is in it, so that whoever looks among the locks need not look which ones are of this database.
+    CREATE OR REPLACE FUNCTION {s}.key(p_name text) RETURNS bigint LANGUAGE sql STABLE AS $$ SELECT hashtextextended(current_database() || ' ' || p_name, {seed}) $$;
 
     -- Wakes up to `p_count` of those who wait for the key.
     CREATE OR REPLACE FUNCTION {s}.ring_key(p_key bigint, p_count int) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        v_pids int[];
     BEGIN
         IF pg_try_advisory_lock(p_key) THEN
             PERFORM pg_advisory_unlock(p_key);
             RETURN;
         END IF;
-        PERFORM pg_notify('celeriac_' || w.pid, p_key || ' ' || greatest(1, p_count / greatest(1, w.all_of_them)))
-        FROM (
-            SELECT l.pid, count(*) OVER () AS all_of_them FROM pg_locks l
-            WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock'
-            AND l.classid = ((p_key >> 32) & 4294967295)::oid AND l.objid = (p_key & 4294967295)::oid
-            AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-            ORDER BY random() LIMIT p_count
-        ) w;
+        v_pids := ARRAY (
+            SELECT l.pid FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock'
+            AND l.classid = ((p_key >> 32) & 4294967295)::oid AND l.objid = (p_key & 4294967295)::oid ORDER BY random() LIMIT p_count
+        );
+        PERFORM pg_notify('celeriac_' || pid, p_key || ' ' || greatest(1, p_count / greatest(1, cardinality(v_pids)))) FROM unnest(v_pids) pid;
     END $$;
 
     -- `p_record`: of the only one, if it is small enough to be told at once.
     CREATE OR REPLACE FUNCTION {s}.ring_results(p_ids text[], p_record bytea) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        v_keys bigint[];
     BEGIN
         IF pg_try_advisory_lock({s}.key('r')) THEN
             PERFORM pg_advisory_unlock({s}.key('r'));
             RETURN;
         END IF;
-        PERFORM pg_notify('celeriac_' || l.pid, k.key || ' 1000000' || coalesce(' ' || encode(p_record, 'base64'), ''))
-        FROM (SELECT {s}.key('r' || i) AS key FROM unnest(p_ids) i UNION SELECT {s}.key('r*')) k
-        JOIN pg_locks l ON l.classid = ((k.key >> 32) & 4294967295)::oid AND l.objid = (k.key & 4294967295)::oid
-        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock'
-        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
+        v_keys := ARRAY (SELECT {s}.key('r' || i) FROM unnest(p_ids || '*'::text) i);
+        PERFORM pg_notify('celeriac_' || l.pid, (l.classid::bigint << 32 | l.objid::bigint) || ' 1000000' || coalesce(' ' || encode(p_record, 'base64'), ''))
+        FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock' AND (l.classid::bigint << 32 | l.objid::bigint) = ANY (v_keys);
     END $$;
 
     -- → ready or scheduled. With `p_doubt_since`, ids that have been here since then are left out. `p_lock_ms` null: in somebody else's transaction, whose end nobody knows.

@@ -545,6 +545,29 @@ def test_a_worker_attends_while_it_has_nothing_to_do(engine: Any, url: str) -> N
     other.close()
 
 
+def test_a_result_is_told_before_the_worker_looks_for_more(engine: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settlement is a transaction of its own. What it finds then it takes, with the connection on which it waits."""
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    other = PostgreSQLEngine(url)
+    assert engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=0.01) == []
+    other.publish([message("m")])
+    (delivery,) = engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)
+    other.publish([message("n")])
+    there: list[bool] = []
+    run_on = engine._database.run_on
+
+    def run(connection: Any, sql: str, parameters: Any) -> Any:
+        there.append("m" in other.fetch(["m"]))
+        return run_on(connection, sql, parameters)
+
+    monkeypatch.setattr(engine._database, "run_on", run)
+    ended = done(delivery, record=Record(task_id="m", status="SUCCESS"))
+    refused, more = engine.exchange([ended], ["celery"], limit=2, holder=HOLDER)
+    assert (refused, [one.id for one in more]) == ([], ["n"])
+    assert there == [False, True, True], "it settles, looks, and takes"
+    other.close()
+
+
 def test_nobody_listens_for_letters(engine: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who listens is woken by every notification in the database. A supervisor, which waits for nothing but letters, looks for them instead, and not at each of its ticks."""
     other = PostgreSQLEngine(url)
@@ -751,6 +774,18 @@ def test_nobody_is_notified_when_nobody_waits(engine: Any) -> None:
             "SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass AND mode = 'AccessExclusiveLock'"
         ) == [(0,)]
         assert before == run("SELECT pg_notification_queue_usage()")
+
+
+def test_who_publishes_does_not_take_another_who_does_for_one_who_waits(engine: Any, url: str) -> None:
+    """Both try the same lock, one of them in vain."""
+    import psycopg
+
+    engine.queues()
+    with psycopg.connect(url.partition("?")[0]) as other:
+        other.execute(f"SELECT pg_advisory_lock({engine._schema}.key('qcelery'))")  # type: ignore[call-overload]
+        engine.publish([message("m")])
+        engine.publish([message(name) for name in "no"])
+    assert [one.id for one in engine.peek("celery")] == ["m", "n", "o"]
 
 
 def test_one_message_wakes_one(url: str) -> None:
