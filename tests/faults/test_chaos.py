@@ -253,7 +253,7 @@ class Chaos:
         repeats = 0
         by_child: Counter[int] = Counter()
         for (label, retries), entries in starts.items():
-            for before, again in pairwise(entries):
+            for before, again in pairwise(sorted(entries, key=lambda entry: entry.at)):  # who was stopped may have written late
                 repeats += 1
                 ended_at = ends.get((label, retries, before.pid), before.at)
                 child_killed_at = self.killed_children.get(before.pid)
