@@ -202,7 +202,8 @@ def test_what_is_only_buffered_while_connections_are_lost_is_never_dropped(limit
     for _ in range(50):
         eventually(lambda: given(limited), 120.0)
         limited._intake._disconnect()
-    delivery = taken(limited, holder)
+    eventually(lambda: given(limited), 120.0)
+    delivery = take_one(limited, holder)
     assert delivery.crashes == 0
     assert limited.settle([settlement(delivery)]) == []
 
