@@ -413,8 +413,8 @@ def test_what_cannot_be_given_back_at_once_is_given_back_later(engine: RabbitMQE
 
 def test_a_subscription_belongs_to_the_connection_over_which_it_is_begun(engine: RabbitMQEngine) -> None:
     """A connection that is found to be lost is replaced, and what comes over the new one has somebody who knows it."""
-    start(engine)
     engine.publish([message("m")])
+    engine.settle([settlement(take_one(engine, start(engine)), Verdict.RELEASED)])  # the subscription to what was given back is begun first
     intake = engine._intake
     assert intake.connection is not None
     intake.connection.drop("It is cut.")
