@@ -42,7 +42,7 @@ def ends_well(load: Load, *, troubles: int) -> None:
     assert load.workers[0].stop() == 0
 
 
-@every_server("redis", "postgresql")
+@every_server("redis", "postgresql", "rabbitmq")
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 def test_connections_that_break(project: Project, home: ServerHome, how: Any) -> None:
     load = under_load(project)
@@ -63,7 +63,7 @@ def test_a_server_that_closes_connections(project: Project, home: ServerHome) ->
     ends_well(load, troubles=times)
 
 
-@every_server("redis")
+@every_server("redis", "rabbitmq")
 def test_a_black_hole_that_lets_all_through_in_the_end(project: Project, home: ServerHome) -> None:
     load = under_load(project)
     for proxy in home.proxies:
@@ -86,7 +86,7 @@ def test_a_black_hole_that_swallows(project: Project, home: ServerHome) -> None:
     ends_well(load, troubles=1)
 
 
-@every_server("postgresql")
+@every_server("postgresql", "rabbitmq")
 def test_a_network_that_is_slow(project: Project, home: ServerHome) -> None:
     load = under_load(project)
     for proxy in home.proxies:
@@ -97,7 +97,7 @@ def test_a_network_that_is_slow(project: Project, home: ServerHome) -> None:
     ends_well(load, troubles=0)
 
 
-@every_server("redis")
+@every_server("redis", "rabbitmq")
 def test_nobody_listens(project: Project, home: ServerHome) -> None:
     load = under_load(project)
     for proxy in home.proxies:

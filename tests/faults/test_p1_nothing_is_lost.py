@@ -12,7 +12,7 @@ from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import Project, WorkerProcess, until
 
-pytestmark = [pytest.mark.promise(1), every_engine()]
+pytestmark = [pytest.mark.promise(1), every_engine(always=("sqlite", "redis", "postgresql", "rabbitmq"))]
 
 SHORT = [f"short-{number}" for number in range(150)]
 

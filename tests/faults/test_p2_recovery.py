@@ -14,7 +14,7 @@ from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import SHORT_LEASE, Project, children_of, until
 
-pytestmark = [pytest.mark.promise(2), every_engine(always=("sqlite", "redis"))]
+pytestmark = [pytest.mark.promise(2), every_engine(always=("sqlite", "redis", "rabbitmq"))]
 
 
 def test_p2_what_a_dead_child_was_running_is_ready_again_within_a_second(project: Project) -> None:

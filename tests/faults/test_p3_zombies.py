@@ -12,7 +12,7 @@ from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import SHORT_LEASE, Project, WorkerProcess, until
 
-pytestmark = [pytest.mark.promise(3), every_engine(always=("sqlite", "postgresql"))]
+pytestmark = [pytest.mark.promise(3), every_engine(always=("sqlite", "postgresql", "rabbitmq"))]
 
 
 def stopped_past_its_lease(project: Project) -> tuple[WorkerProcess, WorkerProcess, str]:

@@ -11,7 +11,7 @@ from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import Project, until
 
-pytestmark = [pytest.mark.promise(4), every_engine(always=("sqlite", "postgresql"))]
+pytestmark = [pytest.mark.promise(4), every_engine(always=("sqlite", "postgresql", "rabbitmq"))]
 
 
 @pytest.mark.parametrize("how", ["kill", "exit", "segfault"])

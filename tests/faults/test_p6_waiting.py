@@ -12,7 +12,7 @@ import pytest
 from tests.support.engines import every_engine
 from tests.support.workers import Project, WorkerProcess, until
 
-pytestmark = [pytest.mark.promise(6), every_engine(always=("sqlite", "redis"))]
+pytestmark = [pytest.mark.promise(6), every_engine(always=("sqlite", "redis", "rabbitmq"))]
 
 
 def test_p6_what_waits_for_its_time_waits_in_the_engine_and_survives_every_restart(project: Project) -> None:

@@ -134,9 +134,13 @@ class Load:
             elif entry.what == "end":
                 ends[entry.label, entry.retries, entry.pid] = entry.at
         repeats = 0
+        # Where messages belong to a connection, a retry whose connection was lost may be refused, and the try is made again (docs/engines/rabbitmq.md).
+        retried = {entry.label for entry in self.sent() if entry.kind == "flaky" and self.project.broker.capabilities.connection_leases}
         for (label, retries), entries in starts.items():
             for before, again in pairwise(entries):
                 repeats += 1
+                if label in retried and (label, retries, before.pid) not in ends:
+                    continue
                 ended_at = ends.get((label, retries, before.pid), before.at)
                 explained = any(
                     before.at <= killed + UNSETTLED_SECONDS and ended_at >= killed - UNSETTLED_SECONDS for killed in self.server_kills
