@@ -52,7 +52,7 @@ def test_p2_forty_dead_children_leave_nothing_behind_in_their_supervisor(project
 
     descriptors, resident = kill_some(range(5))
     later_descriptors, later_resident = kill_some(range(5, 45))
-    assert later_descriptors <= descriptors + 2
+    assert later_descriptors <= descriptors + 5  # what a young process has not asked for yet, on RabbitMQ; dead ones would leave forty
     assert later_resident <= resident + 5_000_000
 
 
