@@ -142,10 +142,12 @@ FUNCTIONS = """
     -- The database is in it, so that whoever looks among the locks need not look which ones are of this database.
     CREATE OR REPLACE FUNCTION {s}.key(p_name text) RETURNS bigint LANGUAGE sql STABLE AS $$ SELECT hashtextextended(current_database() || ' ' || p_name, {seed}) $$;
 
-    -- Wakes up to `p_count` of those who wait for the key.
+    -- Wakes up to `p_count` of those who wait for the key: in turn, since whoever was told a moment ago still waits as far as can be seen, and is about to be busy.
     CREATE OR REPLACE FUNCTION {s}.ring_key(p_key bigint, p_count int) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE
         v_pids int[];
+        v_all int;
+        v_turn bigint;
     BEGIN
         IF pg_try_advisory_lock(p_key) THEN
             PERFORM pg_advisory_unlock(p_key);
@@ -153,9 +155,12 @@ FUNCTIONS = """
         END IF;
         v_pids := ARRAY (
             SELECT l.pid FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock'
-            AND l.classid = ((p_key >> 32) & 4294967295)::oid AND l.objid = (p_key & 4294967295)::oid ORDER BY random() LIMIT p_count
+            AND l.classid = ((p_key >> 32) & 4294967295)::oid AND l.objid = (p_key & 4294967295)::oid ORDER BY l.pid
         );
-        PERFORM pg_notify('celeriac_' || pid, p_key || ' ' || greatest(1, p_count / greatest(1, cardinality(v_pids)))) FROM unnest(v_pids) pid;
+        v_all := greatest(1, cardinality(v_pids));
+        v_turn := nextval('{s}.taken');
+        PERFORM pg_notify('celeriac_' || v_pids[1 + (v_turn + i) % v_all], p_key || ' ' || greatest(1, p_count / v_all))
+        FROM generate_series(1, least(p_count, cardinality(v_pids))) i;
     END $$;
 
     -- `p_record`: of the only one, if it is small enough to be told at once.

@@ -788,8 +788,9 @@ def test_who_publishes_does_not_take_another_who_does_for_one_who_waits(engine: 
     assert [one.id for one in engine.peek("celery")] == ["m", "n", "o"]
 
 
-def test_one_message_wakes_one(url: str) -> None:
-    """Of several processes that wait, the others sleep on."""
+@pytest.mark.parametrize("messages", [1, 4])
+def test_each_message_wakes_another(url: str, messages: int) -> None:
+    """Of several processes that wait, the others sleep on; and who was told a moment ago is not told of the next, which would wait until he is free."""
     engines = [PostgreSQLEngine(url) for _ in range(4)]
     publisher = PostgreSQLEngine(url)
     publisher.queues()
@@ -797,10 +798,11 @@ def test_one_message_wakes_one(url: str) -> None:
     for engine in engines:
         place = engine._listener.attending(["qcelery"])
         places.append(place.__enter__())
-    publisher.publish([message("m")])
+    for number in range(messages):
+        publisher.publish([message(f"m{number}")])
     deadline = time.monotonic() + 1.0
     woken = [place.rest(max(time.monotonic() + 0.1, deadline if number == 0 else 0)) for number, place in enumerate(places)]
-    assert woken.count(True) == 1
+    assert woken.count(True) == messages
     for place in places:
         place.close()
     for engine in [*engines, publisher]:
