@@ -55,9 +55,9 @@ _journal = os.open(HERE / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o6
 
 
 def write(what: str, label: str, **more: Any) -> None:
-    """One line in the journal."""
+    """One line in the journal. It begins with the end of the last: who wrote that may have been killed in its middle."""
     entry = {"what": what, "label": label, "pid": os.getpid(), "ppid": os.getppid(), "at": time.monotonic(), "wall": time.time(), **more}
-    os.write(_journal, json.dumps(entry).encode() + b"\n")
+    os.write(_journal, b"\n" + json.dumps(entry).encode() + b"\n")
 
 
 def note(task: Task[..., Any], what: str, label: str, **more: Any) -> None:

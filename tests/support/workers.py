@@ -261,13 +261,12 @@ class Project:
     # -- what tasks did --------------------------------------------------------------------------------------------
 
     def journal(self, what: str | None = None, label: str | None = None) -> list[Entry]:
-        """The lines so far, oldest first."""
+        """The lines so far, oldest first; without those whose writer was killed in their middle."""
         try:
-            written, _, _half_a_line = (self.directory / "journal").read_bytes().rpartition(b"\n")
+            lines = (self.directory / "journal").read_bytes().splitlines()
         except FileNotFoundError:
             return []
-        lines = written.splitlines()
-        entries = [msgspec.json.decode(line, type=Entry) for line in lines]
+        entries = [msgspec.json.decode(line, type=Entry) for line in lines if line.endswith(b"}")]
         return [entry for entry in entries if what in (None, entry.what) and label in (None, entry.label)]
 
     def starts(self, label: str) -> list[Entry]:
