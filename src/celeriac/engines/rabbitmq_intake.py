@@ -1318,7 +1318,7 @@ class Intake:
         asked = [client.asks.until for client in self._clients.values() if client.asks is not None]
         if self._count(self.buffer):
             return LINGER_SECONDS if asked else self._quiet_seconds
-        return min(asked) - time.monotonic() if asked else 1.0
+        return max(LINGER_SECONDS, min(asked) - time.monotonic()) if asked else 1.0  # who waits for custody may have asked long ago
 
     def _tick(self) -> None:
         """What the passing of time asks for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -469,6 +470,18 @@ def test_what_comes_back_late_is_its_holders_again(engine: RabbitMQEngine) -> No
     (delivery,) = engine.held(holder.node, holder.process)
     assert (delivery.id, delivery.crashes) == ("m", 0) and engine.capabilities.forgets
     assert engine.settle([settlement(delivery)]) == []
+
+
+def test_a_supervisor_sleeps_while_a_process_waits_for_custody(engine: RabbitMQEngine) -> None:
+    """What it has asked for may be overdue by then: it is answered when the copy is there, not by looking all the time."""
+    ours, other = socket.socketpair()
+    with ours, other:
+        client = rabbitmq_intake._Client(ours)
+        overdue = time.monotonic() - 1.0
+        client.asks, client.promised = rabbitmq_intake._Question(["celery"], 1, [], overdue, overdue), ([], [])
+        engine._intake._clients[ours.fileno()] = client
+        assert engine._intake._pause_seconds() >= rabbitmq_intake.LINGER_SECONDS
+        del engine._intake._clients[ours.fileno()]
 
 
 STREAMS_GO_AWAY = (
