@@ -50,7 +50,7 @@ from . import rabbitmq_wire as wire
 from .network import readable
 from .rabbitmq_desk import Answer, is_ours, length, listen, pack, unlisten, unpack
 from .rabbitmq_held import Held, addressed, read_slip, readdressed, relabelled
-from .rabbitmq_sender import LETTER_SECONDS, LOCAL_SECONDS, MANY_DELIVERIES, Publication, Sender, Topology, is_same, noted
+from .rabbitmq_sender import LETTER_SECONDS, LOCAL_SECONDS, MANY_DELIVERIES, Publication, Sender, Topology, is_being_made, is_same, noted
 
 QUIET_SECONDS = 0.05
 """Nobody has asked for so long: what is buffered would wait behind something long. Twice as long after each time that it was given back for this, up to …"""
@@ -1096,12 +1096,17 @@ class Intake:
 
     def collect(self, address: str, timeout_seconds: float) -> list[Letter]:
         """The letters of a mailbox. While it waits, the processes of this node are served."""
-        try:
-            return self._collect(address, timeout_seconds)
-        except EngineUnavailable as problem:
-            with self.lock:
-                self._serve_meanwhile(problem)
-            raise
+        for last in (False, False, True):
+            try:
+                return self._collect(address, timeout_seconds)
+            except EngineUnavailable as problem:
+                with self.lock:
+                    self._serve_meanwhile(problem)
+                # Somebody may be making the same mailbox, to post there. What holds messages begins anew only when it must.
+                if last or self.held or not is_being_made(problem):
+                    raise
+            time.sleep(REPEAT_SECONDS)
+        raise AssertionError("unreachable")
 
     def _collect(self, address: str, timeout_seconds: float) -> list[Letter]:
         deadline = time.monotonic() + timeout_seconds
@@ -1109,8 +1114,8 @@ class Intake:
             self.connected(time.monotonic() + LOCAL_SECONDS)
             expected = 0
             if address not in self.letters:
-                self.letters[address] = deque()
                 expected = self._listen_to(address)
+                self.letters.setdefault(address, deque())
                 self._leave_mailboxes()
                 deadline = max(deadline, time.monotonic() + 0.2 * bool(expected))
                 if address in self.nodes and not self._follows:

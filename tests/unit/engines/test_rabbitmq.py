@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 
+from celeriac.contracts.mailbox import Letter
 from celeriac.core.errors import EngineCorrupt, EngineUnavailable
 from celeriac.core.message import Holder, Verdict
 from celeriac.core.routing import queues_from
@@ -470,6 +472,24 @@ def test_what_comes_back_late_is_its_holders_again(engine: RabbitMQEngine) -> No
     (delivery,) = engine.held(holder.node, holder.process)
     assert (delivery.id, delivery.crashes) == ("m", 0) and engine.capabilities.forgets
     assert engine.settle([settlement(delivery)]) == []
+
+
+def test_a_mailbox_that_two_make_in_one_moment(server: Server, prefix: str) -> None:
+    """RabbitMQ ends a connection that reads a queue which somebody else is just making."""
+
+    def ask(place: int) -> None:
+        with (
+            closing(RabbitMQEngine(server.url, name_prefix=prefix)) as reader,
+            closing(RabbitMQEngine(server.url, name_prefix=prefix)) as writer,
+        ):
+            with ThreadPoolExecutor(1) as thread:
+                for number in range(100):
+                    posted = thread.submit(writer.post, [f"{place}-{number}"], Letter(method="m"))
+                    assert [letter.method for letter in reader.collect(f"{place}-{number}", 10.0)] == ["m"]
+                    posted.result(10.0)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(4)))
 
 
 def test_a_supervisor_sleeps_while_a_process_waits_for_custody(engine: RabbitMQEngine) -> None:
