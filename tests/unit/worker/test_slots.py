@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
+from msgspec import DecodeError
 
 from celeriac.core.message import Holder, Lease, Settlement, Verdict
 from celeriac.worker.slots import NOTHING, RING_BYTES, Harvest, Page, ProcessState
@@ -97,3 +100,70 @@ def test_an_inherited_page_is_the_same_memory(page: Page):
     other.stop()
     assert page.command() == (0, 1)
     other.close()
+
+
+# -- while the other side writes ---------------------------------------------------------------------------------------
+
+
+def beside(write: Callable[[int], None], look: Callable[[], None]) -> None:
+    """Looks at a page again and again while another process writes to it, which may be interrupted between any two instructions."""
+    pid = os.fork()
+    if pid == 0:
+        for number in range(1, 100_001):
+            write(number)
+        os._exit(0)
+    try:
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            look()
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+
+
+def test_what_is_finished_is_seen_while_the_next_outcome_comes(page: Page):
+    seen: list[tuple[int, int]] = [(0, 0)]
+
+    def write(number: int) -> None:
+        if number % 10 == 1:
+            page.begin_batch(10)
+        page.finish(settlement(number % 10))
+
+    def look() -> None:
+        batch, count = page.batch(), 0
+        with suppress(DecodeError):  # the next batch is written over this one while we look
+            count = len(page.outcomes())
+        if batch and batch == page.batch():
+            assert seen[-1] <= (batch, count)
+            seen.append((batch, count))
+
+    beside(write, look)
+
+
+def test_a_number_is_seen_as_it_was_or_as_it_is(page: Page):
+    seen: list[tuple[int, float]] = [(0, 0.0)]
+
+    def write(number: int) -> None:
+        page.count(number)
+        page.renew(float(number))
+
+    def look() -> None:
+        done, lease_until = page.done(), page.lease_until()
+        assert done >= seen[-1][0] and lease_until >= seen[-1][1]
+        seen.append((done, lease_until))
+
+    beside(write, look)
+
+
+def test_what_runs_is_seen_whole(page: Page):
+    def write(number: int) -> None:
+        page.start(1, f"task-{number}", number, float(number), float(number), float(number))
+        page.clear(1)
+
+    def look() -> None:
+        for running in page.running():
+            number = running.position
+            assert running.task_id == f"task-{number}"
+            assert (running.started_at, running.soft_deadline, running.hard_deadline) == (number, number, number)
+
+    beside(write, look)
