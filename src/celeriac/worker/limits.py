@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import EngineUnavailable, SoftTimeLimitExceeded
 from ..core.message import Settlement, Verdict
-from .slots import EVERYTHING, NOTHING, Harvest, Page, Running
+from .slots import EVERYTHING, HARVEST_SECONDS, NOTHING, Harvest, Page, Running
 
 if TYPE_CHECKING:
     from ..tasks.request import Request
@@ -77,9 +77,10 @@ def free_hostages(process: Process, settler: Settler) -> bool:
     """Settles what the ring holds and gives the unstarted back, in one call; the process goes on with its long task alone.
 
     So neither those behind a long task wait for it, nor the results of those before it. What has ended, but the engine has forgotten it, is given back too.
-    False: the engine is away.
+    False: the engine is away, or so slow that the process does not wait any longer.
     """
     page = process.page
+    deadline = time.monotonic() + HARVEST_SECONDS
     batch = page.batch()
     generation = page.raise_generation()
     taken = page.taken()
@@ -92,6 +93,9 @@ def free_hostages(process: Process, settler: Settler) -> bool:
     keep = {settlement.id for settlement in outcomes} | {task.task_id for task in running}
     try:
         held = settler.broker.held(process.plan.node, process.number)
+        if time.monotonic() > deadline:  # some of this may be of its next batch, which it has begun
+            page.answer(generation, Harvest(taken=taken, kept=EVERYTHING))
+            return False
         back = [
             Settlement(id=delivery.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt)
             for delivery in held

@@ -55,6 +55,8 @@ _ID_AT = _PLACE.size
 _ID_BYTES = _PLACE_BYTES - _ID_AT
 
 RING_BYTES = 512 * 1024
+HARVEST_SECONDS = 5.0
+"""How long a process waits for the answer to a harvest; then it goes on to its next batch."""
 
 EVERYTHING = 0xFFFFFFFF
 """`kept` when the supervisor could not harvest: the whole batch is still the process's own."""

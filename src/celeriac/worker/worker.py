@@ -24,7 +24,7 @@ from ..core.states import READY_STATES, SUCCESS
 from ..core.trouble import Trouble
 from .batches import BatchSize
 from .executor import Executor
-from .slots import EVERYTHING, Harvest, Page, ProcessState
+from .slots import EVERYTHING, HARVEST_SECONDS, Harvest, Page, ProcessState
 
 logger = logging.getLogger("celeriac.worker")
 
@@ -32,8 +32,6 @@ WAIT_SECONDS = 0.25
 """How long an idle process waits before it looks at its supervisor again."""
 WAITS = 8
 """After so many in vain it looks whether there is work all the same."""
-HARVEST_SECONDS = 5.0
-"""How long a process waits for a supervisor that has announced a harvest."""
 RETRY_SECONDS = 0.2
 
 EXIT_OK = 0

@@ -12,6 +12,7 @@ import pytest
 from celeriac.core.errors import SoftTimeLimitExceeded
 from celeriac.core.message import Delivery, Settlement, Verdict
 from celeriac.testing.faulty import FaultyEngine
+from celeriac.worker import limits
 from celeriac.worker.limits import HOSTAGE_SECONDS, SOFT_SIGNAL_SECONDS, free_hostages, install_soft_limit, watch
 from celeriac.worker.slots import EVERYTHING, NOTHING, Page
 from celeriac.worker.worker import EXIT_RECYCLED, Settler, Worker
@@ -134,6 +135,25 @@ def test_nothing_is_taken_of_a_batch_that_began_meanwhile(lab: Lab, page: Page, 
     monkeypatch.setattr(page, "raise_generation", and_the_process_goes_on)
     free_hostages(process, lab.settler)
     assert [lab.where(delivery.id) for delivery in deliveries] == ["leased"] * 3
+
+
+def test_nothing_is_taken_of_a_batch_that_begins_while_the_engine_is_slow(
+    lab: Lab, page: Page, process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries = begin(lab, page, running=1)
+    monkeypatch.setattr(limits, "HARVEST_SECONDS", 0.0)
+    held = lab.engine.held
+
+    def and_the_process_has_waited_in_vain(node: str, number: int) -> list[Delivery]:
+        page.end_batch()
+        lab.engine.settle([Settlement(id=one.id, verdict=Verdict.RELEASED, lease=one.lease, receipt=one.receipt) for one in deliveries])
+        page.begin_batch(len(lab.reserve(3)))
+        return held(node, number)
+
+    monkeypatch.setattr(lab.engine, "held", and_the_process_has_waited_in_vain)
+    freed = free_hostages(process, lab.settler)
+    assert [lab.where(delivery.id) for delivery in deliveries] == ["leased"] * 3
+    assert not freed
 
 
 def test_what_a_harvest_took_of_one_batch_is_not_missing_in_the_next(lab: Lab, page: Page, process: Any) -> None:
