@@ -119,16 +119,8 @@ class RabbitMQEngine:
         self._topology = Topology(prefix=str(given.get("name_prefix", "")), queue_type=queue_type, queues=task_queues or ())
         self._sender = Sender(addresses, self._topology, tls=given.get("ssl_context"), connections=int(given.get("connections", 4)))
         self._heartbeat_seconds = int(given.get("heartbeat", 10))
-        self._intake = Intake(
-            addresses,
-            self._topology,
-            self._sender,
-            clock,
-            tls=given.get("ssl_context"),
-            heartbeat_seconds=self._heartbeat_seconds,
-            custody_seconds=float(given.get("custody_seconds", 30.0)),
-            revokes_expire_seconds=revokes_expire_seconds,
-        )
+        self._custody_seconds = float(given.get("custody_seconds", 30.0))
+        self._intake = self._new_intake(self._heartbeat_seconds)
         self._replies: Replies | None = Replies(self._sender, expires_seconds=result_expires) if replies else None
         self._desks = threading.local()
         self._survey_at = 0.0
@@ -140,6 +132,15 @@ class RabbitMQEngine:
         """… and those whose follow-ups are known to be; though the acknowledgement has failed yet."""
         self._needs: dict[str, tuple[tuple[str, str], ...]] = {}
         _engines.add(self)
+
+    def _new_intake(self, heartbeat_seconds: int) -> Intake:
+        return Intake(
+            self._sender,
+            self._clock,
+            heartbeat_seconds=heartbeat_seconds,
+            custody_seconds=self._custody_seconds,
+            revokes_expire_seconds=self._revokes_expire_seconds,
+        )
 
     # -- the life of a message -----------------------------------------------------------------------------------
 
@@ -370,7 +371,7 @@ class RabbitMQEngine:
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
         if not revocations:
             return {}
-        mine = {id: held for engine in _here(self) for id, held in engine._intake.held.items()}
+        mine = {id: held for engine in _here(self) for id, held in engine._intake.ledger.held.items()}
         for terminate in dict.fromkeys(one.signal if one.terminate else "" for one in revocations):
             ids = [one.id for one in revocations if (one.signal if one.terminate else "") == terminate]
             for start in range(0, len(ids), 500):
@@ -407,7 +408,7 @@ class RabbitMQEngine:
             place = engine._intake
             silent = [id for id, (_, until) in place.nodes.items() if until <= now]
             unregistered = {
-                held.holder.node for held in place.held.values() if held.holder is not None and held.holder.node not in place.nodes
+                held.holder.node for held in place.ledger.held.values() if held.holder is not None and held.holder.node not in place.nodes
             }
             for node in dict.fromkeys([*(one for one in nodes if one in place.nodes), *silent, *unregistered]):
                 ids += place.give_up(node, crashed=True)
@@ -473,7 +474,7 @@ class RabbitMQEngine:
         try:
             return self._sender.read_notes("nodes", time.time() - NODES_SECONDS, time.monotonic() + SURVEY_SECONDS)
         except EngineUnavailable as problem:
-            if not (is_away(problem) and self._intake.lives()):
+            if not (is_away(problem) and self._intake.lines.lives()):
                 raise
             self._survey_at = time.monotonic() + SURVEY_AGAIN_SECONDS
             return mine
@@ -530,8 +531,8 @@ class RabbitMQEngine:
             for name in dict.fromkeys(names):
                 ready = _messages(link, self._topology.queue(name), deadline) + _messages(link, self._topology.returned(name), deadline)
                 dead = _messages(link, self._topology.dead(name), deadline)
-                leased = sum(held.queue == name and not held.lost for place in places for held in place.held.values())
-                ready += sum(len(place.buffer.get(name) or ()) for place in places)
+                leased = sum(held.queue == name and not held.lost for place in places for held in place.ledger.held.values())
+                ready += sum(len(place.ledger.buffer.get(name) or ()) for place in places)
                 depths[name] = Depth(ready=ready, scheduled=None, leased=leased if knows else None, dead=dead, paused_by=paused.get(name))
         return depths
 
@@ -539,7 +540,7 @@ class RabbitMQEngine:
         if state == "dead":
             return [waiting for _, waiting in self._browse(queue)][::-1][offset : offset + limit]
         if state == "leased":
-            held = [one for engine in _here(self) for one in engine._intake.held.values() if one.queue == queue and not one.lost]
+            held = [one for engine in _here(self) for one in engine._intake.ledger.held.values() if one.queue == queue and not one.lost]
             return [self._waiting(one) for one in held][offset : offset + limit]
         return []
 
@@ -549,7 +550,7 @@ class RabbitMQEngine:
         if not wanted:
             return found
         for engine in _here(self):
-            for held in engine._intake.held.values():
+            for held in engine._intake.ledger.held.values():
                 if held.id in wanted and not held.lost:
                     found[held.id] = self._waiting(held)
         if wanted - found.keys():
@@ -682,7 +683,7 @@ class RabbitMQEngine:
         """The intake that serves this node, when it is in this process."""
         for engine in _here(self):
             if node in engine._intake.nodes or any(
-                held.holder is not None and held.holder.node == node for held in engine._intake.held.values()
+                held.holder is not None and held.holder.node == node for held in engine._intake.ledger.held.values()
             ):
                 return engine._intake
         return self._intake if self._intake.nodes else None
@@ -691,7 +692,7 @@ class RabbitMQEngine:
         desk: Desk | None = getattr(self._desks, "last", None)
         if desk is None or desk.node != node:
             self._leave_desk()
-            desk = self._desks.last = Desk(node, self._intake.heartbeat_seconds)
+            desk = self._desks.last = Desk(node, self._intake.lines.heartbeat_seconds)
         return desk
 
     def _leave_desk(self) -> None:
@@ -754,17 +755,7 @@ def _forget_connections() -> None:
     for engine in list(_engines):
         engine._intake.forget()
         engine._sender.forget()
-        fresh = Intake(
-            engine._sender.addresses,
-            engine._topology,
-            engine._sender,
-            engine._clock,
-            tls=engine._intake.tls,
-            heartbeat_seconds=engine._intake.heartbeat_seconds,
-            custody_seconds=engine._intake.custody_seconds,
-            revokes_expire_seconds=engine._intake.revokes_expire_seconds,
-        )
-        engine._intake = fresh
+        engine._intake = engine._new_intake(engine._intake.lines.heartbeat_seconds)
         engine._desks = threading.local()
 
 

@@ -1,4 +1,7 @@
-"""How the processes of a worker on RabbitMQ ask their supervisor, which keeps the connection (rabbitmq_intake.py): over a local socket, a question and an answer at a time."""
+"""How the processes of a worker on RabbitMQ ask their supervisor, which keeps the connection (rabbitmq_intake.py): over a local socket, a question and an answer at a time.
+
+`Desk` is the process's end, `Reception` the supervisor's, which never waits.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,9 +28,12 @@ from .rabbitmq_wire import RECEIVE_BYTES
 ANSWER_SECONDS = 10.0
 """A supervisor that leaves its process without an answer for so long, and for three heartbeats, is stopped or dead: RabbitMQ has given others what it held."""
 
-pack = msgspec.msgpack.Encoder().encode
-unpack = msgspec.msgpack.Decoder().decode
-length = struct.Struct(">I")
+AWAY_SECONDS = 1.0
+"""So long what a process asks is kept for a lost connection to come back. Then it is told, so that it can look whether it is to stop."""
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder().decode
+_length = struct.Struct(">I")
 """Goes before each question and each answer."""
 
 Answer = tuple[str, list[str], list[Held]]
@@ -40,7 +46,7 @@ class Desk:
 
     def __init__(self, node: str, heartbeat_seconds: float) -> None:
         self.node = node
-        self._link = reach(node)
+        self._link = _reach(node)
         self._patience_seconds = max(ANSWER_SECONDS, 3.0 * heartbeat_seconds)
         self._silent = False
 
@@ -76,10 +82,10 @@ class Desk:
         return answer
 
     def _send(self, request: Any) -> None:
-        raw = pack(request)
+        raw = _pack(request)
         try:
             self._link.settimeout(LOCAL_SECONDS)
-            self._link.sendall(length.pack(len(raw)) + raw)
+            self._link.sendall(_length.pack(len(raw)) + raw)
             self._link.setblocking(False)
         except OSError as problem:
             raise EngineUnavailable(f"The supervisor of this process is gone: {problem}") from problem
@@ -100,9 +106,157 @@ class Desk:
             if not part:
                 raise EngineUnavailable("The supervisor of this process is gone.")
             received += part
-            if len(received) >= length.size:
-                size = length.size + length.unpack_from(received)[0]
-        return _unpack_answer(memoryview(received)[length.size :])
+            if len(received) >= _length.size:
+                size = _length.size + _length.unpack_from(received)[0]
+        return _unpack_answer(memoryview(received)[_length.size :])
+
+
+# -- the supervisor's end ----------------------------------------------------------------------------------------------
+
+
+class Wish(NamedTuple):
+    """A process wants messages, now."""
+
+    queues: Sequence[str]
+    limit: int
+    refused: list[str]
+    """The ids that it could not settle; it is told with the answer."""
+    since: float
+    until: float
+    """Then it is told that there is nothing."""
+
+
+class Client:
+    """A process of ours, at the other end of a local socket."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self.link = link
+        self.buffer = bytearray()
+        self.holder: Holder | None = None
+        self.asks: Wish | None = None
+        self.wants: tuple[int, Sequence[str]] | None = None
+        """How many of which queues it wanted last, and will want next."""
+        self.promised: tuple[list[str], list[Held]] | None = None
+        """Refused ids, and what it gets as soon as that is in custody."""
+        self.deferred: tuple[list[Any], float] | None = None
+        """What it has asked, and can be told only when RabbitMQ is there again; and since when it waits."""
+
+
+class Reception:
+    """Hears the processes of this node. `act` answers a question: None when the answer comes later, EngineUnavailable when it cannot be known just now."""
+
+    def __init__(self, act: Callable[..., Answer | None]) -> None:
+        self._act = act
+        self.listeners: dict[str, socket.socket] = {}
+        self.clients: dict[int, Client] = {}
+
+    def open(self, node: str) -> None:
+        if node not in self.listeners:
+            self.listeners[node] = _listen(node)
+
+    def shut(self, node: str) -> None:
+        listener = self.listeners.pop(node, None)
+        if listener is not None:
+            _unlisten(listener)
+
+    def close(self) -> None:
+        for node in list(self.listeners):
+            self.shut(node)
+        for client in list(self.clients.values()):
+            self._drop(client)
+
+    def forget(self) -> None:
+        """In a child: closes our copies."""
+        for listener in self.listeners.values():
+            listener.close()
+        for client in self.clients.values():
+            client.link.close()
+
+    def descriptors(self) -> list[int]:
+        return [*(one.fileno() for one in self.listeners.values()), *self.clients]
+
+    def serve(self, ready: Iterable[int]) -> None:
+        """Those who have something to say."""
+        listeners = {one.fileno(): one for one in self.listeners.values()}
+        for descriptor in ready:
+            if descriptor in listeners:
+                self._accept(listeners[descriptor])
+            elif descriptor in self.clients:
+                self._hear(self.clients[descriptor])
+
+    def answer_deferred(self) -> None:
+        """What could not be known."""
+        for client in list(self.clients.values()):
+            if client.deferred is not None:
+                self._reply(client, *client.deferred)
+
+    def excuse(self, problem: EngineUnavailable) -> None:
+        """RabbitMQ is away: nobody who asks is kept waiting for it for long."""
+        now = time.monotonic()
+        for client in list(self.clients.values()):
+            if client.deferred is not None and now - client.deferred[1] > AWAY_SECONDS:
+                client.deferred = None
+                self.answer(client, ("away", [str(problem)], []))
+
+    def answer(self, client: Client, answer: Answer) -> None:
+        raw = _pack(answer)
+        raw = _length.pack(len(raw)) + raw
+        try:
+            try:
+                sent = client.link.send(raw)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(raw):
+                client.link.settimeout(5.0)
+                client.link.sendall(memoryview(raw)[sent:])
+                client.link.setblocking(False)
+        except OSError:
+            self._drop(client)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            link, _ = listener.accept()
+            if not _is_ours(link):
+                link.close()
+                return
+            link.setblocking(False)
+            self.clients[link.fileno()] = Client(link)
+
+    def _hear(self, client: Client) -> None:
+        try:
+            data = client.link.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(client)
+            return
+        buffer = client.buffer
+        buffer += data
+        while len(buffer) >= _length.size:
+            end = _length.size + _length.unpack_from(buffer)[0]
+            if len(buffer) < end:
+                break
+            request = _unpack(bytes(memoryview(buffer)[_length.size : end]))
+            del buffer[:end]
+            self._reply(client, request, time.monotonic())
+
+    def _reply(self, client: Client, request: list[Any], since: float) -> None:
+        client.deferred = None
+        try:
+            answer = self._act(client, *request)
+        except NodeLost:
+            answer = "lost", [], []
+        except EngineUnavailable:
+            client.deferred = request, since
+            return
+        if answer is not None:
+            self.answer(client, answer)
+
+    def _drop(self, client: Client) -> None:
+        self.clients.pop(client.link.fileno(), None)
+        client.link.close()
 
 
 # -- local sockets -----------------------------------------------------------------------------------------------------
@@ -113,7 +267,7 @@ def _local_address(node: str) -> str:
     return f"\0{name}" if sys.platform == "linux" else os.path.join(tempfile.gettempdir(), name)
 
 
-def listen(node: str) -> socket.socket:
+def _listen(node: str) -> socket.socket:
     address = _local_address(node)
     if not address.startswith("\0"):
         with suppress(FileNotFoundError):
@@ -127,7 +281,7 @@ def listen(node: str) -> socket.socket:
     return listener
 
 
-def unlisten(listener: socket.socket) -> None:
+def _unlisten(listener: socket.socket) -> None:
     address = listener.getsockname()
     listener.close()
     if isinstance(address, str) and address:
@@ -135,7 +289,7 @@ def unlisten(listener: socket.socket) -> None:
             os.unlink(address)
 
 
-def reach(node: str) -> socket.socket:
+def _reach(node: str) -> socket.socket:
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.settimeout(LOCAL_SECONDS)
@@ -146,7 +300,7 @@ def reach(node: str) -> socket.socket:
     return link
 
 
-def is_ours(link: socket.socket) -> bool:
+def _is_ours(link: socket.socket) -> bool:
     """The other end runs as the same user. (Names of this kind have no owner that the system would check.)"""
     if sys.platform != "linux":
         return True

@@ -20,7 +20,7 @@ from celeriac.contracts.mailbox import Letter
 from celeriac.core.errors import EngineCorrupt, EngineUnavailable
 from celeriac.core.message import Holder, Verdict
 from celeriac.core.routing import queues_from
-from celeriac.engines import rabbitmq_intake
+from celeriac.engines import rabbitmq_desk, rabbitmq_intake
 from celeriac.engines import rabbitmq_wire as wire
 from celeriac.engines.rabbitmq import RabbitMQEngine
 from celeriac.engines.rabbitmq_intake import MAILBOXES
@@ -112,7 +112,7 @@ def test_a_long_task_is_taken_into_custody(server: Server, prefix: str) -> None:
         engine.publish([message("m")])
         holder = start(engine)
         delivery = take_one(engine, holder)
-        held = engine._intake.held["m"]
+        held = engine._intake.ledger.held["m"]
         first = held.tag
         engine._intake._custody_at = 0.0
         eventually(lambda: engine.collect("anna", 0.05) == [] and held.tag not in (None, first))
@@ -126,7 +126,7 @@ def test_what_was_in_custody_comes_back_when_its_worker_is_gone(server: Server, 
     engine = RabbitMQEngine(server.url, name_prefix=prefix, custody_seconds=0.05)
     engine.publish([message("m")])
     take_one(engine, start(engine))
-    held = engine._intake.held["m"]
+    held = engine._intake.ledger.held["m"]
     first = held.tag
     engine._intake._custody_at = 0.0
     eventually(lambda: engine.collect("anna", 0.05) == [] and held.tag not in (None, first))
@@ -147,7 +147,7 @@ def test_what_only_came_back_is_no_crash_and_from_then_on_the_death_of_its_holde
     with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as other:
         delivery = taken(other, start(other, "bert"))
         assert (delivery.crashes, delivery.interruptions) == (0, 2)
-        held = other._intake.held["m"]
+        held = other._intake.ledger.held["m"]
         eventually(lambda: other.collect("bert", 0.05) == [] and held.tag is not None)
         other._intake.forget()
     with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as third:
@@ -204,7 +204,7 @@ def test_what_is_only_buffered_while_connections_are_lost_is_never_dropped(limit
     limited.publish([message("m")])
     for _ in range(50):
         eventually(lambda: given(limited), 120.0)
-        limited._intake._disconnect()
+        limited._intake.lines.disconnect()
     eventually(lambda: given(limited), 120.0)
     delivery = take_one(limited, holder)
     assert delivery.crashes == 0
@@ -215,9 +215,9 @@ def test_what_runs_while_connections_are_lost_is_never_dropped(limited: RabbitMQ
     holder = start(limited)
     limited.publish([message("m")])
     delivery = taken(limited, holder)
-    held = limited._intake.held["m"]
+    held = limited._intake.ledger.held["m"]
     for _ in range(50):
-        limited._intake._disconnect()
+        limited._intake.lines.disconnect()
         limited._intake._consume("celery", 10)
         eventually(lambda: limited.collect(holder.node, 0.05) == [] and held.tag is not None, 40.0)
     assert limited.settle([settlement(delivery)]) == []
@@ -231,7 +231,7 @@ def test_a_retry_that_comes_before_the_acknowledgement_is_kept(engine: RabbitMQE
     retry = settlement(delivery, Verdict.RETRY, message=message("m", retries=1))
     engine._follow_up([retry], engine._held_by_id(holder.node, None, engine._intake))  # and the acknowledgement is late
     engine._intake._consume("celery", 10)
-    eventually(lambda: engine.collect(holder.node, 0.05) == [] and "m" in engine._intake._successors)
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and "m" in engine._intake.ledger._successors)
     assert engine._intake.acknowledge([("m", delivery.lease.token, holder.node, holder.process)]) == []
     again = taken(engine, holder)
     assert again.message is not None
@@ -400,17 +400,17 @@ def test_what_cannot_be_given_back_at_once_is_given_back_later(engine: RabbitMQE
     engine.publish([message("m")])
     intake = engine._intake
     intake._consume("celery", 10)
-    eventually(lambda: (intake._pump(), intake.buffer.get("celery"))[1])
+    eventually(lambda: (intake._pump(), intake.ledger.buffer.get("celery"))[1])
 
     def fails(needs: Any) -> None:
         raise EngineUnavailable("The queue cannot be declared just now.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(intake, "_declare", fails)
+        patch.setattr(intake.lines, "declare", fails)
         with pytest.raises(EngineUnavailable):
             intake._give_back_buffer()
-    assert not intake.buffer
-    eventually(lambda: engine.collect(holder.node, 0.05) == [] and not intake._refused and not intake._outbox)
+    assert not intake.ledger.buffer
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and not intake.lines.posting())
     assert taken(engine, holder).id == "m"
 
 
@@ -419,10 +419,10 @@ def test_a_subscription_belongs_to_the_connection_over_which_it_is_begun(engine:
     engine.publish([message("m")])
     engine.settle([settlement(take_one(engine, start(engine)), Verdict.RELEASED)])  # the subscription to what was given back is begun first
     intake = engine._intake
-    assert intake.connection is not None
-    intake.connection.drop("It is cut.")
+    assert intake.lines.connection is not None
+    intake.lines.connection.drop("It is cut.")
     intake._consume("celery", 10)
-    eventually(lambda: (intake._pump(), intake.buffer.get("celery"))[1])
+    eventually(lambda: (intake._pump(), intake.ledger.buffer.get("celery"))[1])
 
 
 def test_there_is_room_for_what_a_lost_connection_held(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,15 +433,15 @@ def test_there_is_room_for_what_a_lost_connection_held(engine: RabbitMQEngine, m
     delivery = take_one(engine, holder)
     engine.publish([message("n")])
     intake = engine._intake
-    lost = intake.connection
+    lost = intake.lines.connection
     assert lost is not None
     with monkeypatch.context() as patch:
         patch.setattr(lost, "drop", lambda reason: None)
-        intake._disconnect()
+        intake.lines.disconnect()
     intake._windows["celery"] = 1
-    eventually(lambda: (intake._pump(), intake.buffer.get("celery"))[1])
+    eventually(lambda: (intake._pump(), intake.ledger.buffer.get("celery"))[1])
     lost.drop("Now RabbitMQ notices it.")
-    eventually(lambda: engine.collect(holder.node, 0.05) == [] and not intake.held["m"].lost)
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and not intake.ledger.held["m"].lost)
     assert engine.settle([settlement(delivery)]) == []
 
 
@@ -450,8 +450,8 @@ def test_what_its_holder_was_refused_is_run_anew_however_late_it_comes_back(engi
     engine.publish([message("m")])
     holder = start(engine)
     delivery = take_one(engine, holder)
-    engine._intake._disconnect()
-    engine._intake._lost_until = time.monotonic()
+    engine._intake.lines.disconnect()
+    engine._intake.ledger.lost_until = time.monotonic()
     assert engine.settle([settlement(delivery, Verdict.RETRY, message=message("m", retries=1))]) == ["m"]
     again = taken(engine, holder)
     assert again.message == message("m")
@@ -464,8 +464,8 @@ def test_what_comes_back_late_is_its_holders_again(engine: RabbitMQEngine) -> No
     holder = start(engine)
     take_one(engine, holder)
     intake = engine._intake
-    intake._disconnect()
-    intake._lost_until = time.monotonic()
+    intake.lines.disconnect()
+    intake.ledger.lost_until = time.monotonic()
     assert engine.held(holder.node, holder.process) == []
     intake._consume("celery", 10)
     eventually(lambda: (intake._pump(), engine.held(holder.node, holder.process))[1])
@@ -496,12 +496,12 @@ def test_a_supervisor_sleeps_while_a_process_waits_for_custody(engine: RabbitMQE
     """What it has asked for may be overdue by then: it is answered when the copy is there, not by looking all the time."""
     ours, other = socket.socketpair()
     with ours, other:
-        client = rabbitmq_intake._Client(ours)
+        client = rabbitmq_desk.Client(ours)
         overdue = time.monotonic() - 1.0
-        client.asks, client.promised = rabbitmq_intake._Question(["celery"], 1, [], overdue, overdue), ([], [])
-        engine._intake._clients[ours.fileno()] = client
+        client.asks, client.promised = rabbitmq_desk.Wish(["celery"], 1, [], overdue, overdue), ([], [])
+        engine._intake.reception.clients[ours.fileno()] = client
         assert engine._intake._pause_seconds() >= rabbitmq_intake.LINGER_SECONDS
-        del engine._intake._clients[ours.fileno()]
+        del engine._intake.reception.clients[ours.fileno()]
 
 
 STREAMS_GO_AWAY = (
@@ -521,11 +521,11 @@ def test_calls_and_workers_go_on_while_streams_are_away(server: Server, engine: 
     try:
         with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as caller:
             caller.publish([message("n"), message("in a new queue", queue="new")], timeout_seconds=10.0)
-        assert intake.connection is not None
-        intake.connection.drop("It is cut.")
+        assert intake.lines.connection is not None
+        intake.lines.connection.drop("It is cut.")
         intake._windows["new"] = 10
         intake._asked_at = time.monotonic() + 60.0  # as if processes asked: nothing is given back
-        eventually(lambda: engine.collect(holder.node, 0.05) == [] and "new" in intake.buffer)
+        eventually(lambda: engine.collect(holder.node, 0.05) == [] and "new" in intake.ledger.buffer)
         assert "other" in intake.paused
         assert engine.heartbeat(holder.node, lease_seconds=15.0)
         assert [node.id for node in engine.nodes()] == [holder.node]
