@@ -78,9 +78,10 @@ class Executor:
         hostname: str,
         gate: Callable[[Task[Any, Any]], float] | None = None,
         lease_until: Callable[[], float] = lambda: math.inf,
+        acknowledged: Callable[[str], None] = lambda task_id: None,
     ) -> None:
         """`gate` says for how many seconds a task has to wait for its rate limit; 0.0 lets it through. `lease_until`: what is held is certain to be ours until that
-        moment (seconds of the monotonic clock)."""
+        moment (seconds of the monotonic clock). `acknowledged` is told of what is, before it runs."""
         self.tasks = tasks
         self.broker = broker
         self.backend = backend
@@ -89,6 +90,7 @@ class Executor:
         self.hostname = hostname
         self.gate = gate
         self.lease_until = lease_until
+        self.acknowledged = acknowledged
         self.joins = cast("Joins", broker if broker.capabilities.joins else backend)
         self.fences_records = backend is broker  # type: ignore[comparison-overlap]
         self.accept = frozenset(settings.accept_content)
@@ -402,6 +404,7 @@ class Executor:
     def _acknowledge(self, delivery: Delivery) -> bool:
         """At most once: out of the engine before the first line runs. False: it is not ours any more."""
         assert delivery.message is not None
+        self.acknowledged(delivery.id)
         done = Settlement(
             id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt, leaves=delivery.message.joined
         )

@@ -201,6 +201,7 @@ def serve(app: Celeriac, plan: Plan, page: Page, control: int) -> int:
         hostname=plan.hostname,
         gate=None if app.conf.worker_disable_rate_limits else RateLimits(plan.rates_fd, app.tasks).pause_seconds,
         lease_until=page.lease_until,
+        acknowledged=page.acknowledged,
     )
     settler = Settler(broker, backend, together=app.results_with_broker, lease_until=page.lease_until)
     holder = Holder(plan.node, plan.process)

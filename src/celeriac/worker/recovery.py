@@ -26,12 +26,14 @@ def recover(process: Process, settler: Settler) -> None:
     """
     outcomes = process.page.outcomes()
     finished = {settlement.id for settlement in outcomes}
-    running = {task.task_id for task in process.page.running()} - finished
+    ran = [task for task in process.page.running() if task.task_id not in finished]
+    running = {task.task_id for task in ran}
+    acknowledged = {task.task_id for task in ran if task.acknowledged}
     held = settler.broker.held(process.plan.node, process.number)
     still_ours = {delivery.id for delivery in held}
     kept = [settlement for settlement in outcomes if settlement.id in still_ours or settlement.lease is None]
     back = [_verdict(process, delivery, running) for delivery in held if delivery.id not in finished]
-    lost = [_lost(process, task_id) for task_id in _without_outcome(running - still_ours, settler)]
+    lost = [_lost(process, task_id) for task_id in _without_outcome(acknowledged - still_ours, settler)]
     settler.settle([*kept, *back, *lost])
 
 

@@ -5,7 +5,7 @@ but not settled. The process writes; the supervisor reads, and writes only the t
 
     header                     generation · stop │ harvested · taken · kept │ state · batch size · bytes of outcomes · tasks done
                                number of the batch (odd while it is open) · batch of the last harvest │ until when the lease holds
-    place 0 … concurrency-1    started, soft and hard deadline (seconds of the monotonic clock), position in the batch, length of the id, id
+    place 0 … concurrency-1    started, soft and hard deadline (seconds of the monotonic clock), position in the batch, whether it is acknowledged, length of the id, id
     ring                       finished, unsettled outcomes of this batch: length and JSON of each Settlement
 
 Either side may be interrupted between any two instructions, or killed there, while the other reads. So each word is one store (through a memoryview: `struct.pack_into`
@@ -30,7 +30,7 @@ from msgspec import Struct
 from ..core.message import Settlement
 
 _LENGTH = struct.Struct("<I")
-_PLACE = struct.Struct("<dddII")
+_PLACE = struct.Struct("<dddIII")
 
 # Words, by number: of four bytes,
 _GENERATION = 0
@@ -50,7 +50,8 @@ _LEASE = 6
 _PLACES_AT = 64
 _PLACE_BYTES = 1048
 _SOFT_AT = 8
-_ID_LENGTH_AT = 28
+_ACKNOWLEDGED_AT = 28
+_ID_LENGTH_AT = 32
 _ID_AT = _PLACE.size
 _ID_BYTES = _PLACE_BYTES - _ID_AT
 
@@ -84,6 +85,8 @@ class Running(Struct, frozen=True):
     soft_deadline: float
     hard_deadline: float
     position: int
+    acknowledged: bool = False
+    """Before it ran: its message is gone."""
 
 
 class Harvest(Struct, frozen=True):
@@ -105,6 +108,7 @@ class Page:
         self.fd = fd
         self._used = 0
         self._number = 0
+        self._ids = [""] * places
 
     @classmethod
     def create(cls, places: int) -> Page:
@@ -151,9 +155,15 @@ class Page:
         """A task is about to run. Look at `command` after this, not before: then either the supervisor sees the task, or we see the command."""
         encoded = task_id.encode()[:_ID_BYTES]
         at = _PLACES_AT + place * _PLACE_BYTES
-        _PLACE.pack_into(self._memory, at, started_at, soft_deadline, hard_deadline, position, 0)
+        _PLACE.pack_into(self._memory, at, started_at, soft_deadline, hard_deadline, position, 0, 0)
         self._memory[at + _ID_AT : at + _ID_AT + len(encoded)] = encoded
         self._words[(at + _ID_LENGTH_AT) // 4] = len(encoded)
+        self._ids[place] = task_id
+
+    def acknowledged(self, task_id: str) -> None:
+        """Its message is about to be acknowledged, and the task to run. Say it before: who dies in between has at worst failed, and nobody waits for ever."""
+        if task_id in self._ids:
+            self._words[(_PLACES_AT + self._ids.index(task_id) * _PLACE_BYTES + _ACKNOWLEDGED_AT) // 4] = 1
 
     def finish(self, settlement: Settlement) -> bool:
         """Keeps an outcome where it survives this process. False when the ring is full: settle first, then `begin_batch` anew."""
@@ -175,6 +185,7 @@ class Page:
     def clear(self, place: int) -> None:
         """Nothing runs at this place any more."""
         self._words[(_PLACES_AT + place * _PLACE_BYTES + _ID_LENGTH_AT) // 4] = 0
+        self._ids[place] = ""
 
     def count(self, done: int) -> None:
         """How many tasks this process has finished so far."""
@@ -217,9 +228,10 @@ class Page:
             seen = b""
             while (now := self._memory[at : at + _PLACE_BYTES]) != seen:  # one may end, and the next begin, while we look
                 seen = now
-            started, soft, hard, position, length = _PLACE.unpack_from(seen)
+            started, soft, hard, position, acknowledged, length = _PLACE.unpack_from(seen)
             if length:
-                found.append(Running(place, seen[_ID_AT : _ID_AT + length].decode(errors="replace"), started, soft, hard, position))
+                task_id = seen[_ID_AT : _ID_AT + length].decode(errors="replace")
+                found.append(Running(place, task_id, started, soft, hard, position, bool(acknowledged)))
         return found
 
     def outcomes(self) -> list[Settlement]:

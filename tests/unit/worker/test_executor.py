@@ -259,6 +259,22 @@ def test_acks_early_removes_the_message_before_the_run(lab: Lab) -> None:
     assert (seen, settlement.lease, lab.state(delivery.id)) == ([None], None, "FAILURE")
 
 
+def test_acks_early_is_said_before_it_is_done(lab: Lab) -> None:
+    """Else who dies in between leaves a task that nobody runs, and of which nobody hears."""
+    said = []
+
+    @lab.app.task(acks_late=False)
+    def early() -> None: ...
+
+    @lab.app.task
+    def late() -> None: ...
+
+    for task in (late, early):
+        delivery = lab.deliver(task)
+        lab.run(delivery, acknowledged=lambda task_id: said.append((task_id, lab.where(task_id))))
+    assert said == [(delivery.id, "leased")]
+
+
 def test_acks_early_does_not_run_what_belongs_to_somebody_else(lab: Lab) -> None:
     @lab.app.task(acks_late=False)
     def work() -> None:

@@ -26,10 +26,12 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 def died(lab: Lab) -> Iterator[Make]:
-    """A process that is dead; `running` are the ids that its page shows."""
+    """A process that is dead; `running` are the ids that its page shows, `early` are those of them that it has acknowledged."""
     pages = []
 
-    def make(*running: str, finished: Any = (), exit_code: int = KILLED, doom: Any = None, interrupted: bool = False) -> Any:
+    def make(
+        *running: str, early: Any = (), finished: Any = (), exit_code: int = KILLED, doom: Any = None, interrupted: bool = False
+    ) -> Any:
         page = lab.page(places=4)
         pages.append(page)
         page.begin_batch(4)
@@ -37,6 +39,8 @@ def died(lab: Lab) -> Iterator[Make]:
             page.finish(settlement)
         for place, task_id in enumerate(running):
             page.start(place, task_id, place, 1.0, 0.0, 0.0)
+        for task_id in early:
+            page.acknowledged(task_id)
         return SimpleNamespace(plan=plan(), page=page, number=1, pid=4711, exit_code=exit_code, doom=doom, interrupted=interrupted)
 
     yield make
@@ -118,7 +122,7 @@ def test_a_process_that_dies_of_something_else_than_its_doom_has_crashed(lab: La
 def test_what_was_acknowledged_early_and_ran_has_failed(lab: Lab, died: Make, deliver: Any) -> None:
     delivery = deliver()
     lab.engine.settle([Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt)])
-    recover(died(delivery.id, exit_code=3), lab.settler)
+    recover(died(delivery.id, early=[delivery.id], exit_code=3), lab.settler)
     record = lab.record(delivery.id)
     assert record is not None and record.status == "FAILURE" and b"exit code 3" in bytes(record.result)
 
@@ -126,7 +130,7 @@ def test_what_was_acknowledged_early_and_ran_has_failed(lab: Lab, died: Make, de
 def test_what_was_acknowledged_early_and_terminated_is_revoked(lab: Lab, died: Make, deliver: Any) -> None:
     delivery = deliver()
     lab.engine.settle([Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt)])
-    recover(died(delivery.id, doom=Doom(delivery.id, signal.SIGKILL, TERMINATED)), lab.settler)
+    recover(died(delivery.id, early=[delivery.id], doom=Doom(delivery.id, signal.SIGKILL, TERMINATED)), lab.settler)
     assert lab.state(delivery.id) == "REVOKED"
 
 
@@ -135,8 +139,20 @@ def test_what_was_acknowledged_early_and_has_ended_keeps_its_outcome(lab: Lab, d
     for delivery in (in_ring, settled):
         lab.engine.settle([Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt)])
     lab.engine.settle([done(settled, early=True)])
-    recover(died(in_ring.id, settled.id, finished=[done(in_ring, early=True)]), lab.settler)
+    recover(died(in_ring.id, settled.id, early=[in_ring.id, settled.id], finished=[done(in_ring, early=True)]), lab.settler)
     assert [lab.state(delivery.id) for delivery in (in_ring, settled)] == ["SUCCESS", "SUCCESS"]
+
+
+@pytest.mark.parametrize("doom", [None, TERMINATED])
+def test_what_ran_and_belongs_to_somebody_else_by_now_has_not_failed(lab: Lab, died: Make, deliver: Any, doom: Any) -> None:
+    """As when a connection is lost, and RabbitMQ gives to others what it held."""
+    delivery = deliver()
+    lab.engine.settle([Settlement(id=delivery.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt)])
+    (elsewhere,) = lab.reserve(process=2)
+    recover(died(delivery.id, doom=doom and Doom(delivery.id, signal.SIGKILL, doom)), lab.settler)
+    assert (lab.where(delivery.id), lab.state(delivery.id)) == ("leased", None)
+    lab.run(elsewhere)
+    assert lab.state(delivery.id) == "SUCCESS"
 
 
 def test_outcomes_of_what_others_hold_are_left_out(lab: Lab, died: Make, deliver: Any) -> None:
@@ -161,7 +177,7 @@ def test_a_revoked_task_that_ran_is_not_repeated(lab: Lab, died: Make, deliver: 
 def test_it_can_be_done_again_when_the_engine_was_away(lab: Lab, died: Make, deliver: Any, verb: str) -> None:
     finished, ran, early = deliver(), deliver(), deliver()
     lab.engine.settle([Settlement(id=early.id, verdict=Verdict.DONE, lease=early.lease, receipt=early.receipt)])
-    process = died(ran.id, early.id, finished=[done(finished)])
+    process = died(ran.id, early.id, early=[early.id], finished=[done(finished)])
     faulty = FaultyEngine(lab.engine, fail_at=1, verbs=[verb])
     settler = Settler(faulty, faulty, together=True)
     with pytest.raises(EngineUnavailable):

@@ -37,6 +37,18 @@ def test_an_id_of_any_length_fits(page: Page):
     assert page.running()[0].task_id == "x" * 255
 
 
+def test_what_was_acknowledged_early_is_seen_until_another_runs_there(page: Page):
+    for place, task_id in enumerate(["late", "early", "earl"]):
+        page.start(place, task_id, place, 1.0, 2.0, 3.0)
+    page.acknowledged("early")
+    page.acknowledged("unknown")
+    assert [(running.task_id, running.acknowledged) for running in page.running()] == [("late", False), ("early", True), ("earl", False)]
+    page.clear(1)
+    page.acknowledged("early")
+    page.start(1, "late too", 1, 1.0, 2.0, 3.0)
+    assert not any(running.acknowledged for running in page.running())
+
+
 def test_outcomes_come_back_as_they_were(page: Page):
     page.begin_batch(3)
     for number in range(3):
