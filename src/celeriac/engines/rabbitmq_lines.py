@@ -405,6 +405,7 @@ class Lines:
         if missing:
             deadline = time.monotonic() + LOCAL_SECONDS
             with self.sender.link(deadline) as link:
+                link.declared -= missing.keys()  # what it knows may have been deleted since
                 for kind, name in missing:
                     link.declare(kind, name, deadline)
             self._declared |= missing.keys()

@@ -29,6 +29,8 @@ from tests.support.rabbitmq import Server, young
 
 pytestmark = young
 
+QUEUE_DELETE, QUEUE_DELETE_OK = 0x00320028, 0x00320029
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
@@ -73,6 +75,13 @@ def test_a_delay_is_kept_by_the_server(server: Server, engine: RabbitMQEngine, p
     assert time.monotonic() - published_at >= 1.25
     assert delivery.message == message("m", delay_seconds=1.3)
     engine.settle([settlement(delivery)])
+
+
+def delete_queue(engine: RabbitMQEngine, name: str) -> None:
+    """As an administrator does."""
+    deadline = time.monotonic() + 8.0
+    with engine._sender.link(deadline) as link:
+        link.risk(wire.frame(2, QUEUE_DELETE, b"\0\0" + wire.shortstr(engine._topology.queue(name)) + b"\0"), QUEUE_DELETE_OK, deadline)
 
 
 def test_what_is_further_off_than_the_levels_reach_goes_round_again(engine: RabbitMQEngine) -> None:
@@ -423,6 +432,21 @@ def test_a_subscription_belongs_to_the_connection_over_which_it_is_begun(engine:
     intake.lines.connection.drop("It is cut.")
     intake._consume("celery", 10)
     eventually(lambda: (intake._pump(), intake.ledger.buffer.get("celery"))[1])
+
+
+def test_a_queue_that_is_read_and_deleted_is_made_anew(engine: RabbitMQEngine) -> None:
+    """What this process knows to be there, somebody else may delete."""
+    engine.publish([message("m", queue="gone")])
+    holder = start(engine)
+    engine.settle([settlement(take_one(engine, holder, "gone"))])
+    lines = engine._intake.lines
+    engine._intake._consume("gone", 1)
+    eventually(lambda: (engine.collect(holder.node, 0.05), lines.open["gone", "queue"].begun)[1])
+    delete_queue(engine, "gone")
+    eventually(lambda: (engine.collect(holder.node, 0.05), ("gone", "queue") not in lines.open)[1])
+    assert take(engine, holder, "gone") == []
+    engine.publish([message("n", queue="gone")])
+    assert taken(engine, holder, "gone").id == "n"
 
 
 def test_there_is_room_for_what_a_lost_connection_held(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> None:
