@@ -122,7 +122,10 @@ def addressed(topology: Topology, kind: str, name: str, queue: str, properties: 
     exchange, key, left = topology.delayed(queue, seconds)
     if left or b"celeriac-left" in properties:
         properties = relabelled(properties, {"celeriac-left": left})
-    return Publication(exchange, key, properties, body, ((kind, name), ("delays", ""), ("due", queue)))
+    needs: tuple[tuple[str, str], ...] = ((kind, name), ("delays", ""), ("due", queue))
+    if kind == "queue" and not topology.deletes_itself(name):
+        needs += (("returned", name), ("stray", name))
+    return Publication(exchange, key, properties, body, needs)
 
 
 def relabelled(properties: bytes, more: dict[str, Any]) -> bytes:

@@ -99,6 +99,16 @@ class Topology:
     def due(self) -> str:
         return "celeriac.due"
 
+    @property
+    def stray(self) -> str:
+        """Where `due` sends what comes for a queue that is gone."""
+        return "celeriac.stray"
+
+    def deletes_itself(self, name: str) -> bool:
+        """The queue goes with its last reader, and all that is in it."""
+        given = self.queues.get(name)
+        return given is not None and bool(given.options.get("auto_delete"))
+
     def route(self, queue: str, exchange: str, key: str) -> tuple[str, str]:
         """Exchange and routing key of a message: those of `task_queues` when its exchange is named there, else the queue itself."""
         if exchange and exchange in self.exchanges:
@@ -121,10 +131,7 @@ class Topology:
                     return {"x-queue-type": "quorum"} if self.queue_type == "quorum" else {}
                 return given.arguments(self.queue_type)
             case "returned":
-                given = self.queues.get(name)
-                if given is not None and given.options.get("auto_delete"):
-                    return {"x-expires": 3_600_000}
-                return {"x-queue-type": "quorum"}
+                return {"x-expires": 3_600_000} if self.deletes_itself(name) else {"x-queue-type": "quorum"}
             case "dead":
                 return {"x-queue-type": "quorum", "x-delivery-limit": MANY_DELIVERIES}
             case "replies":
@@ -272,6 +279,9 @@ class Link(wire.Connection):
             self._declare_delays(deadline)
         elif kind == "due":
             self.risk(wire.bind_queue(2, name, topology.due, "*." * LEVELS + name), wire.QUEUE_BIND_OK, deadline)
+        elif kind == "stray":
+            key = "*." * LEVELS + topology.queue(name)
+            self.risk(wire.bind_queue(2, topology.returned(name), topology.stray, key), wire.QUEUE_BIND_OK, deadline)
         else:
             wanted = topology.name(kind, name)
             arguments = topology.arguments(kind, name)
@@ -323,10 +333,15 @@ class Link(wire.Connection):
 
     def _declare_delays(self, deadline: float) -> None:
         """Queue n keeps a message for 2ⁿ steps. The routing key says by its bits which of them a message passes through; from level to level, RabbitMQ moves it
-        (dead-lettering, at least once), in the end to `due`, which knows the queues by name."""
+        (dead-lettering, at least once), in the end to `due`, which knows the queues by name. What is gone by then it would try again after minutes, and hold up all that is
+        behind it; so `due` leaves it to `stray`, which knows the names too, and puts it where messages wait that were given back."""
         topology = self.topology
         # Whoever finds `due` may rely on all the others but this: that it is bound. A message that came where nothing is bound would be tried again after minutes.
         to_due = wire.bind_exchange(2, topology.due, topology.level(0), "*." * (LEVELS - 1) + "0.#")
+        try:
+            self.risk(wire.declare_exchange(2, topology.stray, "topic"), wire.EXCHANGE_DECLARE_OK, deadline)
+        except wire.Refused as refused:
+            raise _as_error(refused, topology.stray) from refused
         try:
             self.risk(to_due, wire.EXCHANGE_BIND_OK, deadline)
             return
@@ -356,7 +371,7 @@ class Link(wire.Connection):
             if number:
                 requests.append(wire.bind_exchange(2, topology.level(number - 1), level, before + "0.#"))
                 answers.append(wire.EXCHANGE_BIND_OK)
-        requests.append(wire.declare_exchange(2, topology.due, "topic"))
+        requests.append(wire.declare_exchange(2, topology.due, "topic", {"alternate-exchange": topology.stray}))
         requests.append(to_due)
         answers += [wire.EXCHANGE_DECLARE_OK, wire.EXCHANGE_BIND_OK]
         try:

@@ -234,9 +234,9 @@ def declare_queue(channel: int, name: str, arguments: dict[str, Any] | None = No
     return frame(channel, QUEUE_DECLARE, b"\x00\x00" + shortstr(name) + bytes((1 if passive else flags,)) + table(arguments or {}))
 
 
-def declare_exchange(channel: int, name: str, kind: str = "direct", *, passive: bool = False, auto_delete: bool = False) -> bytes:
-    flags = b"\x01" if passive else b"\x06" if auto_delete else b"\x02"
-    return frame(channel, EXCHANGE_DECLARE, b"\x00\x00" + shortstr(name) + shortstr(kind) + flags + table({}))
+def declare_exchange(channel: int, name: str, kind: str, arguments: dict[str, Any] | None = None, *, auto_delete: bool = False) -> bytes:
+    flags = b"\x06" if auto_delete else b"\x02"
+    return frame(channel, EXCHANGE_DECLARE, b"\x00\x00" + shortstr(name) + shortstr(kind) + flags + table(arguments or {}))
 
 
 def bind_queue(channel: int, queue: str, exchange: str, key: str, arguments: dict[str, Any] | None = None) -> bytes:

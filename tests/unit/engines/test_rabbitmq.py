@@ -84,6 +84,43 @@ def delete_queue(engine: RabbitMQEngine, name: str) -> None:
         link.risk(wire.frame(2, QUEUE_DELETE, b"\0\0" + wire.shortstr(engine._topology.queue(name)) + b"\0"), QUEUE_DELETE_OK, deadline)
 
 
+def all_come(engine: RabbitMQEngine, holder: Holder, queue: str, expected: list[str]) -> None:
+    found: list[str] = []
+    eventually(lambda: (found.extend(ids(take(engine, holder, queue))), len(found) >= len(expected))[1], 20.0)
+    assert sorted(found) == sorted(expected)
+
+
+def test_what_waits_for_a_deleted_queue_holds_up_nobody_and_is_taken_where_it_is_read(engine: RabbitMQEngine) -> None:
+    """RabbitMQ moves 32 at a time of each queue in which messages wait, and would try them again and again."""
+    engine.publish(gone := messages(40, queue="gone", delay_seconds=1.5))
+    engine.publish([message("behind", delay_seconds=1.5)])
+    delete_queue(engine, "gone")
+    holder = start(engine)
+    assert taken(engine, holder).id == "behind"
+    all_come(engine, holder, "gone", ids(gone))
+
+
+def test_delays_that_were_made_before_there_was_another_way_are_used_as_they_are(
+    server: Server, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    """RabbitMQ refuses to change what is there. A policy gives it the other way."""
+    server.control("add_vhost", prefix)
+    server.control("set_permissions", "-p", prefix, "guest", ".*", ".*", ".*")
+    url = f"{server.url.removesuffix('//')}/{prefix}"
+    plain = wire.declare_exchange
+    with monkeypatch.context() as patch, closing(RabbitMQEngine(url)) as older:
+        patch.setattr(wire, "declare_exchange", lambda channel, name, kind, arguments=None: plain(channel, name, kind))
+        older.publish([message("made", delay_seconds=0.05)])
+    with closing(RabbitMQEngine(url)) as engine:
+        holder = start(engine)
+        assert taken(engine, holder).id == "made"
+        policy = '{"alternate-exchange": "celeriac.stray"}'
+        server.control("set_policy", "-p", prefix, "celeriac", r"^celeriac\.due$", policy, "--apply-to", "exchanges")
+        engine.publish(gone := messages(40, queue="gone", delay_seconds=1.0))
+        delete_queue(engine, "gone")
+        all_come(engine, holder, "gone", ids(gone))
+
+
 def test_what_is_further_off_than_the_levels_reach_goes_round_again(engine: RabbitMQEngine) -> None:
     exchange, key, left = engine._topology.delayed("q", 400 * 86400.0)
     assert exchange == engine._topology.level(27)
