@@ -593,7 +593,8 @@ class RabbitMQEngine:
         return self._take_dead(ids, None)
 
     def _replayed(self, held: Held) -> Publication:
-        held = msgspec.structs.replace(held, crashes=0, interruptions=0, since=self._clock.time())
+        properties = relabelled(held.properties, {"celeriac-again": None})  # whatever it may have been a copy of is done with
+        held = msgspec.structs.replace(held, properties=properties, crashes=0, interruptions=0, since=self._clock.time())
         return readdressed(held, self._topology)
 
     def _take_dead(self, ids: Sequence[str], action: Any) -> list[str]:

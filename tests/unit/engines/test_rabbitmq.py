@@ -471,6 +471,19 @@ def test_a_subscription_belongs_to_the_connection_over_which_it_is_begun(engine:
     eventually(lambda: (intake._pump(), intake.ledger.buffer.get("celery"))[1])
 
 
+def test_a_dead_letter_that_is_replayed_is_nobodys_second_copy(engine: RabbitMQEngine) -> None:
+    """Its failure is stored: as a copy of it, it would be taken for done."""
+    engine.publish([message("m")])
+    holder = start(engine)
+    engine.settle([settlement(take_one(engine, holder), Verdict.CRASHED)])
+    engine.settle([settlement(taken(engine, holder), Verdict.RETRY, message=message("m", retries=1))])
+    retry = taken(engine, holder)
+    assert retry.repeated, "it may have been published before the crash, too"
+    engine.settle([settlement(retry, Verdict.DEAD, reason="poison")])
+    assert engine.replay(["m"]) == ["m"]
+    assert not taken(engine, holder).repeated
+
+
 def test_a_queue_that_is_read_and_deleted_is_made_anew(engine: RabbitMQEngine) -> None:
     """What this process knows to be there, somebody else may delete."""
     engine.publish([message("m", queue="gone")])
