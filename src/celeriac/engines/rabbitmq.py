@@ -305,7 +305,8 @@ class RabbitMQEngine:
             again = key in self._begun or key[1] > 1
             mine = held.get(one.id)
             if mine is not None and one.lease is not None:
-                publications += self._what_becomes(one, mine, now, again=key in self._begun or mine.crashes + mine.interruptions > 0)
+                second = key in self._begun or mine.again or mine.crashes + mine.interruptions > 0
+                publications += self._what_becomes(one, mine, now, again=second)
             publications += [self._publication(self._inherited(message, one.id), now, again=again) for message in one.follow_ups]
         if not publications:
             return

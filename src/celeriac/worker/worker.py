@@ -20,7 +20,7 @@ from ..contracts.joins import Joins
 from ..contracts.results import ResultBackend
 from ..core.errors import EngineUnavailable, NodeLost
 from ..core.message import Delivery, Holder, Record, Settlement, Verdict
-from ..core.states import READY_STATES, SUCCESS
+from ..core.states import READY_STATES, RETRY, SUCCESS
 from ..core.trouble import Trouble
 from .batches import BatchSize
 from .executor import Executor
@@ -116,7 +116,7 @@ class Settler:
         ended = {
             delivery.id: record
             for delivery in doubtful
-            if (record := records.get(delivery.id)) is not None and record.status in READY_STATES and _is_of(record, delivery)
+            if (record := records.get(delivery.id)) is not None and _has_ended(record, delivery) and _is_of(record, delivery)
         }
         over = {one.id: one for one in doubtful if one.id in ended and _is_over(one, ended[one.id])}
         if over:
@@ -175,6 +175,11 @@ class Settler:
 def _is_fresh(delivery: Delivery) -> bool:
     """Nobody has had it before: it is not a run that was cut short and has to be brought to its end."""
     return not delivery.crashes and not delivery.interruptions
+
+
+def _has_ended(record: Record, delivery: Delivery) -> bool:
+    """Nobody runs it. A second copy need not wait for the last try: who ran the first copy has published the next one, or has the first copy still."""
+    return record.status in READY_STATES or (record.status == RETRY and delivery.repeated and _is_fresh(delivery))
 
 
 def _is_of(record: Record, delivery: Delivery) -> bool:

@@ -471,6 +471,18 @@ def test_a_subscription_belongs_to_the_connection_over_which_it_is_begun(engine:
     eventually(lambda: (intake._pump(), intake.ledger.buffer.get("celery"))[1])
 
 
+def test_what_follows_a_second_copy_may_be_a_second_copy(engine: RabbitMQEngine) -> None:
+    """When both copies of a try were run, there are two of each later one."""
+    engine.publish([message("m")])
+    holder = start(engine)
+    engine.settle([settlement(take_one(engine, holder), Verdict.CRASHED)])
+    delivery = taken(engine, holder)
+    for retries in (1, 2):
+        engine.settle([settlement(delivery, Verdict.RETRY, message=message("m", retries=retries))])
+        delivery = taken(engine, holder)
+        assert (delivery.repeated, delivery.crashes, delivery.interruptions) == (True, 0, 0)
+
+
 def test_a_dead_letter_that_is_replayed_is_nobodys_second_copy(engine: RabbitMQEngine) -> None:
     """Its failure is stored: as a copy of it, it would be taken for done."""
     engine.publish([message("m")])

@@ -115,3 +115,21 @@ def test_a_second_copy_of_what_is_done_is_acknowledged(lab: Lab, work: Any) -> N
     settler.backend.store([ended(lab, copy, status="FAILURE", before=1.0)])
     assert settler.sifted([copy]) == []
     assert lab.where(copy.id) is None
+
+
+@pytest.mark.parametrize(
+    ("retries", "crashes", "runs"),
+    [(1, 0, False), (2, 0, False), (0, 0, True), (1, 1, True)],
+    ids=["this try", "a later try", "the try before it", "it ran itself"],
+)
+def test_a_second_copy_of_a_try_that_ended_with_another_is_acknowledged(
+    lab: Lab, work: Any, retries: int, crashes: int, runs: bool
+) -> None:
+    """Whoever ran the first copy has published what comes next; or has the first copy still, and runs it again."""
+    settler = apart(lab)
+    delivery = lab.deliver(work)
+    assert delivery.message is not None
+    copy = structs.replace(delivery, message=structs.replace(delivery.message, retries=1), repeated=True, crashes=crashes)
+    settler.backend.store([Record(task_id=copy.id, status="RETRY", retries=retries)])
+    assert settler.sifted([copy]) == ([copy] if runs else [])
+    assert lab.where(copy.id) == ("leased" if runs else None)
