@@ -1,0 +1,165 @@
+"""Whose the messages are that RabbitMQ has given to a supervisor; without a RabbitMQ."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from celeriac.core.errors import EngineUnavailable
+from celeriac.core.message import Holder
+from celeriac.engines import rabbitmq_ledger
+from celeriac.engines.rabbitmq_held import Held
+from celeriac.engines.rabbitmq_ledger import WORN_RETURNS, Ledger
+from celeriac.engines.rabbitmq_sender import Topology
+from celeriac.testing.clock import FakeClock
+
+ANNA = Holder("anna", 1)
+
+
+class Broker:
+    """Gives numbers to messages, and hears which are acknowledged."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[int] = []
+        self.ledger = Ledger(Topology(), FakeClock(), self.acknowledged.extend)
+        self._tags = 0
+
+    def give(self, id: str, *, kind: str = "queue", wait: float = 0.0, **fields: Any) -> int:
+        self._tags += 1
+        fields = {"queue": "celery", "properties": b"", "body": b"", "since": float(self._tags), **fields}
+        self.ledger.receive(Held(id=id, tag=self._tags, **fields), wait, kind)
+        return self._tags
+
+    def take(self, limit: int = 100) -> list[str]:
+        return [held.id for held in self.ledger.take(["celery"], limit, ANNA)]
+
+    def settle(self, *ids: str, token: int = 1) -> list[str]:
+        return self.ledger.settle([(id, token, "anna", 1) for id in ids])
+
+    def reconnect(self) -> None:
+        self.ledger.lose([])
+        self.ledger.lost_until = time.monotonic() + 60.0
+
+    def give_up_waiting(self) -> None:
+        self.ledger.lost_until = time.monotonic() - 1.0
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+def test_what_is_given_is_buffered_held_and_done(broker: Broker) -> None:
+    tags = [broker.give("m"), broker.give("n")]
+    assert broker.ledger.count(["celery"]) == 2
+    assert broker.take(1) == ["m"]
+    assert [held.id for held in broker.ledger.holdings("anna", 1)] == ["m"]
+    assert broker.settle("m", "n") == ["n"]
+    assert broker.acknowledged == tags[:1]
+    assert (broker.ledger.holdings("anna"), broker.ledger.count(["celery"])) == ([], 1)
+
+
+def test_another_lease_settles_nothing(broker: Broker) -> None:
+    broker.give("m")
+    broker.take()
+    assert broker.settle("m", token=2) == ["m"]
+    assert broker.ledger.stale([("m", 1, "anna", 1), ("m", 1, "anna", 2)]) == ["m"]
+    assert (broker.settle("m"), broker.settle("m")) == ([], ["m"])
+
+
+def test_what_was_given_back_comes_first_of_those_that_have_waited_as_long(broker: Broker) -> None:
+    for id, kind, since in (("new", "queue", 5.0), ("back", "returned", 5.0), ("old", "queue", 4.0)):
+        broker.give(id, kind=kind, since=since)
+    assert broker.take() == ["old", "back", "new"]
+
+
+def test_what_came_back_without_a_word_is_taken_alone(broker: Broker) -> None:
+    for id, doubtful in (("m", False), ("suspect", True), ("n", False)):
+        broker.give(id, doubtful=doubtful)
+    assert [broker.take(), broker.take(), broker.take()] == [["m"], ["suspect"], ["n"]]
+
+
+def test_what_is_not_due_or_came_back_too_often_is_not_buffered(broker: Broker) -> None:
+    broker.give("later", wait=3.0)
+    broker.give("worn", returns=WORN_RETURNS)
+    assert broker.take() == []
+    assert [(held.id, wait) for held, wait in broker.ledger.not_due] == [("later", 3.0)]
+    assert [held.id for held in broker.ledger.worn] == ["worn"]
+
+
+def test_what_a_lost_connection_held_is_nobodys_to_settle_until_it_comes_back(broker: Broker) -> None:
+    broker.give("m")
+    broker.take()
+    broker.reconnect()
+    with pytest.raises(EngineUnavailable):
+        broker.settle("m")
+    tag = broker.give("m", token=1, doubtful=True, returns=1)
+    assert broker.take() == [], "its task still runs"
+    assert (broker.settle("m"), broker.acknowledged) == ([], [tag])
+
+
+def test_what_does_not_come_back_belongs_to_somebody_else(broker: Broker) -> None:
+    broker.give("m")
+    broker.take()
+    broker.reconnect()
+    broker.give_up_waiting()
+    assert broker.settle("m") == ["m"]
+    broker.give("m", token=1, doubtful=True, returns=1)
+    assert broker.take() == ["m"], "late, and its holder was refused: it is run anew"
+
+
+def test_an_acknowledgement_that_was_lost_is_said_again(broker: Broker) -> None:
+    broker.give("m", since=7.0)
+    broker.take()
+    broker.settle("m")
+    broker.reconnect()
+    tag = broker.give("m", token=1, doubtful=True, since=7.0)
+    assert (broker.take(), broker.acknowledged[-1]) == ([], tag)
+    broker.give("m", since=8.0)
+    assert broker.take() == ["m"], "another call with its id"
+
+
+def test_what_a_settlement_publishes_waits_for_its_acknowledgement(broker: Broker) -> None:
+    """A retry, which is given to us before the process has told us that its try is over."""
+    broker.give("m")
+    broker.take()
+    broker.give("m", base=1, token=1)
+    second = broker.give("m", base=1, token=1)
+    assert (broker.take(), broker.acknowledged) == ([], [second])
+    assert broker.settle("m") == []
+    assert broker.take() == ["m"]
+    assert broker.ledger.held["m"].token == 2
+
+
+def test_two_copies_never_run_side_by_side(broker: Broker) -> None:
+    broker.give("m")
+    second = broker.give("m")
+    assert (broker.take(), broker.acknowledged) == (["m"], [second])
+
+
+def test_what_nobody_has_begun_is_lost_with_its_connection(broker: Broker) -> None:
+    """It was promised to a process, and its copy was on the way into custody."""
+    broker.give("m", doubtful=True)
+    (held,) = broker.ledger.take(["celery"], 1, ANNA)
+    broker.ledger.copies["m"] = held.token
+    broker.ledger.lose([held])
+    assert (broker.ledger.held, broker.ledger.copies, broker.ledger.void) == ({}, {}, {"m": held.token})
+
+
+def test_what_is_revoked_is_said_with_it(broker: Broker) -> None:
+    broker.ledger.revoked = {"m": broker.ledger.clock.time() + 1.0, "n": broker.ledger.clock.time() - 1.0}
+    broker.give("m")
+    broker.give("n")
+    broker.take()
+    assert [held.revoked for held in broker.ledger.held.values()] == [True, False]
+
+
+def test_of_what_is_done_not_all_is_remembered(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rabbitmq_ledger, "REMEMBERED", 2)
+    for number in range(5):
+        broker.give(f"m{number}")
+        broker.take()
+        broker.settle(f"m{number}")
+    assert [broker.ledger.has_settled(f"m{number}", 1) for number in range(5)] == [False, False, True, True, True]
