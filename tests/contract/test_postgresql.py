@@ -104,22 +104,22 @@ class BouncedMaker(PostgreSQLMaker):
         self.bouncer = bouncer
 
     def after_kill(self) -> None:
-        """PgBouncer goes on with what it had been given whole."""
+        """PgBouncer goes on with what it had been given whole, and lets go of the server's process, which may not even have begun."""
         prefix = f"{self.schema[:30]}_"
 
         def gone() -> bool:
             pids = [int(name.removeprefix(prefix)) for name in self.bouncer.clients() if name.startswith(prefix)]
-            return all(os.path.exists(f"/proc/{pid}") for pid in pids) and not self.busy_sessions()
+            return all(os.path.exists(f"/proc/{pid}") for pid in pids) and not self.sessions() - {*self.bouncer.sessions()}
 
         eventually(gone)
 
-    def busy_sessions(self) -> int:
+    def sessions(self) -> set[int]:
+        """The server's processes that serve our engines."""
         import psycopg
 
         with psycopg.connect(self.url, autocommit=True) as connection:
-            sql = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, %s) AND state <> 'idle'"
-            (row,) = connection.execute(sql, (f"{self.schema[:30]}_",)).fetchall()
-            return int(row[0])
+            sql = "SELECT pid FROM pg_stat_activity WHERE starts_with(application_name, %s)"
+            return {pid for (pid,) in connection.execute(sql, (f"{self.schema[:30]}_",)).fetchall()}
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes, which only open engines."""

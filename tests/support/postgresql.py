@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, LiteralString
 from urllib.parse import urlsplit
 
 import pytest
@@ -159,11 +160,18 @@ class Bouncer:
 
     def clients(self) -> list[str]:
         """The application names of those who are connected to it."""
+        return [str(row["application_name"]) for row in self._show("CLIENTS")]
+
+    def sessions(self) -> list[int]:
+        """The processes of the server to which it is connected."""
+        return [int(row["remote_pid"]) for row in self._show("SERVERS")]
+
+    def _show(self, what: LiteralString) -> list[dict[str, Any]]:
         import psycopg
         from psycopg.rows import dict_row
 
         with psycopg.connect(f"{self.url.rpartition('/')[0]}/pgbouncer", autocommit=True, row_factory=dict_row) as console:
-            return [str(row["application_name"]) for row in console.execute("SHOW CLIENTS")]
+            return console.execute(f"SHOW {what}").fetchall()
 
     def stop(self) -> None:
         if self.process is not None:
