@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -68,12 +69,19 @@ def private_bytes(worker: WorkerProcess) -> int:
     return total
 
 
+def is_warm(project: Project, worker: WorkerProcess) -> bool:
+    """Sends some tasks, and says whether each process has run a hundred by now: the first ones cost it megabytes, which it shared with its supervisor until then."""
+    for _ in range(200):
+        project.tasks.work.delay("warm", seconds=0.001)
+    project.wait_empty()
+    runs = Counter(entry.pid for entry in project.starts("warm"))
+    return all(runs[pid] >= 100 for pid in worker.children())
+
+
 def test_p6_waiting_tasks_cost_a_worker_no_memory(project: Project) -> None:
     """20,000 of them, less than 2 MB in all: a hundred bytes each, which no worker that held them could do with."""
     worker = project.worker("-c", "2")
-    for _ in range(200):
-        project.tasks.add.delay(1, 1)
-    project.wait_empty()
+    until(lambda: is_warm(project, worker), "each process has run some tasks")
     before = private_bytes(worker)
     message = project.app.producer.message("proj.work", ("later",), {}, task=project.tasks.work, options={"countdown": 3600}, parent=None)
     from msgspec import structs
