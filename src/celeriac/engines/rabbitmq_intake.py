@@ -57,6 +57,8 @@ PATIENCE_SECONDS = 0.02
 """So long a process that asks is kept waiting at least, for what RabbitMQ may be about to give; it takes "nothing" as a sign that it is idle."""
 CALM_SECONDS = 10.0
 """After so long without it, the shortest time holds again."""
+ROOM_SECONDS = 1.0
+"""So long after a connection was lost, RabbitMQ has noticed it, mostly."""
 RETURN_SECONDS = 3.0
 """So long after a new connection is made, what the last one held may come back to us."""
 PROMISE_SECONDS = 2.0
@@ -106,6 +108,8 @@ class Intake:
         """Of which we have been given messages."""
         self._windows: dict[str, int] = {}
         """How much of each queue the lost connection could be given."""
+        self._room_at = math.inf
+        """When room is made for what it held."""
         self._waiting: dict[str, int] = {}
         """How many callers in this process wait for each queue."""
         self._asked_at = 0.0
@@ -416,7 +420,7 @@ class Intake:
         elif now - self._given_back_at > CALM_SECONDS:
             self._quiet_seconds = QUIET_SECONDS
         self._follow_again(now)
-        if now < self.ledger.lost_until < math.inf:
+        if self._room_at <= now < self.ledger.lost_until:
             self._make_room()
         if now - self._custody_at >= 1.0:
             self._custody_at = now
@@ -434,7 +438,11 @@ class Intake:
         )
 
     def _make_room(self) -> None:
-        """For what the lost connection held. RabbitMQ may notice its end after it has filled the new one with others, which nobody takes before that is settled."""
+        """For what the lost connection held. RabbitMQ may notice its end after it has filled the new one with others, which nobody takes before that is settled.
+
+        Once: the others fill what room there is, so whoever made room for them too would have the whole queue, by hundreds of subscriptions.
+        """
+        self._room_at = math.inf
         held = self.ledger.held.values()
         for queue in {one.queue for one in held if one.lost} - self.paused.keys():
             self._consume(queue, self.ledger.count([queue]) + sum(one.queue == queue for one in held))
@@ -459,7 +467,8 @@ class Intake:
         if not self._remembered():
             self._forget_all()
         if self.ledger.lost_until:
-            self.ledger.lost_until = time.monotonic() + RETURN_SECONDS
+            now = time.monotonic()
+            self.ledger.lost_until, self._room_at = now + RETURN_SECONDS, now + ROOM_SECONDS
         self._follow_at = 0.0
         self._follow_again(time.monotonic())
         if self._custody:
@@ -484,6 +493,7 @@ class Intake:
 
     def _lose(self, windows: dict[str, int]) -> None:
         """It is gone."""
+        self._room_at = math.inf
         if self._demand():
             self._windows.update(windows)
         self._named.clear()

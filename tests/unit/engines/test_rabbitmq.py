@@ -531,6 +531,28 @@ def test_there_is_room_for_what_a_lost_connection_held(engine: RabbitMQEngine, m
     assert engine.settle([settlement(delivery)]) == []
 
 
+def test_room_is_made_once(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a worker that waits for what does not come back takes hold of the whole queue. RabbitMQ 3.10 that was killed then had lost a part of it."""
+    monkeypatch.setattr(rabbitmq_intake, "RETURN_SECONDS", 60.0)
+    monkeypatch.setattr(rabbitmq_intake, "ROOM_SECONDS", 0.0)
+    engine.publish([message("m")])
+    holder = start(engine)
+    take_one(engine, holder)
+    engine.publish(messages(50))
+    intake = engine._intake
+    lost = intake.lines.connection
+    assert lost is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(lost, "drop", lambda reason: None)
+        intake.lines.disconnect()
+    intake._windows["celery"] = 1
+    eventually(lambda: engine.collect(holder.node, 0.05) == [] and intake.ledger.count(["celery"]) > 1)
+    for _ in range(20):
+        assert engine.collect(holder.node, 0.05) == []
+    assert intake.ledger.count(["celery"]) <= 3
+    lost.drop("")
+
+
 def test_what_its_holder_was_refused_is_run_anew_however_late_it_comes_back(engine: RabbitMQEngine) -> None:
     """A server that has just been started may need longer than we wait for what it gives back."""
     engine.publish([message("m")])
