@@ -120,6 +120,10 @@ class Chaos:
             until(all_done, "all tasks have ended", seconds=120)
         self.project.wait_empty(seconds=60)
 
+    def wait_for_follow_ups(self) -> None:
+        with suppress(AssertionError):  # `check` says what is lost
+            until(lambda: not self.follow_ups - {entry.label for entry in self.project.journal("start")}, "all follow-ups have run")
+
     def run_stops(self, *, tasks: int, rounds: int, workers: int) -> None:
         """As `run`, but each time a worker is stopped for longer than its lease, and goes on as a zombie."""
         for number in range(workers):
@@ -304,7 +308,7 @@ def chaos(make_project: MakeProject, *, seed: int, pool: str, tasks: int, rounds
     project = make_project(task_max_crashes=100, **(SHORT_LEASE if stops else {}))  # a task may be hit several times by chance
     run = Chaos(project, seed, pool)
     (run.run_stops if stops else run.run)(tasks=tasks, rounds=rounds, workers=workers)
-    until(lambda: not run.follow_ups - {entry.label for entry in project.journal("start")}, "all follow-ups have run")
+    run.wait_for_follow_ups()
     return run.check()
 
 
@@ -375,5 +379,5 @@ class TestWithServers:
         project = make_project(task_max_crashes=100)
         run = Chaos(project, seed, "prefork")
         run.run_with_server(home, tasks=tasks, kills=kills, workers=workers)
-        until(lambda: not run.follow_ups - {entry.label for entry in project.journal("start")}, "all follow-ups have run")
+        run.wait_for_follow_ups()
         return run.check()
