@@ -225,6 +225,8 @@ class Page:
         found = []
         for place in range(self.places):
             at = _PLACES_AT + place * _PLACE_BYTES
+            if not self._words[(at + _ID_LENGTH_AT) // 4]:
+                continue
             seen = b""
             while (now := self._memory[at : at + _PLACE_BYTES]) != seen:  # one may end, and the next begin, while we look
                 seen = now
