@@ -121,9 +121,11 @@ def beside(write: Callable[[int], None], look: Callable[[], None]) -> None:
     """Looks at a page again and again while another process writes to it, which may be interrupted between any two instructions."""
     pid = os.fork()
     if pid == 0:
-        for number in range(1, 100_001):
-            write(number)
-        os._exit(0)
+        try:
+            for number in range(1, 100_001):
+                write(number)
+        finally:
+            os._exit(0)
     try:
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
             look()
