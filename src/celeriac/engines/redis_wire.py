@@ -264,8 +264,8 @@ class Server:
         first: bytes = b"",
         blocked_seconds: float = 0.0,
     ) -> Any:
-        """One request and its answer. What was sent on a connection that broke is sent again on another. `first`, which may block for so long, goes before it, but is not
-        repeated with it."""
+        """One request and its answer. What was sent on a connection that broke is sent again on another. `first`, which may block for so long, goes before it, and is not
+        repeated when it has been answered."""
         deadline = time.monotonic() + seconds
         tries = 0
         lost = False
