@@ -511,6 +511,16 @@ def test_a_queue_that_is_read_and_deleted_is_made_anew(engine: RabbitMQEngine) -
     assert taken(engine, holder, "gone").id == "n"
 
 
+def lose_unnoticed(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> wire.Connection:
+    """The connection that gives; RabbitMQ learns of its end when it is dropped."""
+    lost = engine._intake.lines.connection
+    assert lost is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(lost, "drop", lambda reason: None)
+        engine._intake.lines.disconnect()
+    return lost
+
+
 def test_there_is_room_for_what_a_lost_connection_held(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """RabbitMQ may notice late that it is lost, and give others first."""
     monkeypatch.setattr(rabbitmq_intake, "RETURN_SECONDS", 60.0)
@@ -519,11 +529,7 @@ def test_there_is_room_for_what_a_lost_connection_held(engine: RabbitMQEngine, m
     delivery = take_one(engine, holder)
     engine.publish([message("n")])
     intake = engine._intake
-    lost = intake.lines.connection
-    assert lost is not None
-    with monkeypatch.context() as patch:
-        patch.setattr(lost, "drop", lambda reason: None)
-        intake.lines.disconnect()
+    lost = lose_unnoticed(engine, monkeypatch)
     intake._windows["celery"] = 1
     eventually(lambda: (intake._pump(), intake.ledger.buffer.get("celery"))[1])
     lost.drop("Now RabbitMQ notices it.")
@@ -540,11 +546,7 @@ def test_room_is_made_once(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPat
     take_one(engine, holder)
     engine.publish(messages(50))
     intake = engine._intake
-    lost = intake.lines.connection
-    assert lost is not None
-    with monkeypatch.context() as patch:
-        patch.setattr(lost, "drop", lambda reason: None)
-        intake.lines.disconnect()
+    lost = lose_unnoticed(engine, monkeypatch)
     intake._windows["celery"] = 1
     eventually(lambda: engine.collect(holder.node, 0.05) == [] and intake.ledger.count(["celery"]) > 1)
     for _ in range(20):
