@@ -121,6 +121,17 @@ def test_delays_that_were_made_before_there_was_another_way_are_used_as_they_are
         all_come(engine, holder, "gone", ids(gone))
 
 
+def test_who_may_not_make_the_other_way_is_told_which_rights_are_missing(server: Server, prefix: str) -> None:
+    server.control("add_user", prefix, "secret")
+    server.control("set_permissions", "-p", "/", prefix, *[rf"^({prefix}.*|celeriac\.(delay\.\d+|due))$"] * 3)
+    url = server.url.replace("guest:guest", f"{prefix}:secret")
+    with closing(RabbitMQEngine(url, name_prefix=prefix)) as engine:
+        with pytest.raises(EngineUnavailable, match=r"'celeriac\.stray'.*rights to configure, write and read"):
+            engine.publish([message("m", delay_seconds=60.0)])
+        server.control("set_permissions", "-p", "/", prefix, *[rf"^({prefix}.*|celeriac\.(delay\.\d+|due|stray))$"] * 3)
+        engine.publish([message("m", delay_seconds=60.0)])
+
+
 def test_what_is_further_off_than_the_levels_reach_goes_round_again(engine: RabbitMQEngine) -> None:
     exchange, key, left = engine._topology.delayed("q", 400 * 86400.0)
     assert exchange == engine._topology.level(27)
