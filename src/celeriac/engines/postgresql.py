@@ -6,12 +6,12 @@
                follow-ups and its arrival undone as well
     order      priority, then how long it has waited, then the order of publishing
     atomic     every verb is one transaction, and the busy ones are one trip: a function of the schema does the rest. Workers pass each other by (`SKIP LOCKED`)
-    waiting    who waits holds an advisory lock (shared) on what he waits for, on the one connection that listens. Who publishes tries that lock: when he gets it nobody waits,
-               and nothing is sent; else `pg_locks` names the backends that wait and as many are notified as there are messages. So NOTIFY, which makes commits stand in line, is
-               used only when somebody sleeps. Looks at growing distances, up to a second, are the net. A worker that has nothing to do reserves and settles on the connection on
-               which it waits: the trip that reserves ends the wait, the one that settles begins it, and looks for more only when whoever waits for the result has been told. A
-               NOTIFY wakes every session that listens in the database, so nobody listens for what can wait: letters are looked for every `poll_seconds`. With `listen=false`
-               (PgBouncer in transaction mode) there are only looks
+    waiting    who waits for messages holds an advisory lock of his own, that of his seat, and shares one with all who wait for the queue, on the one connection that listens. Who publishes
+               tries that of the queue: when he gets it nobody waits, and nothing is sent; else he goes round the seats and notifies as many of those who wait as there are messages.
+               Who waits for a result shares a lock on it, and `pg_locks` names him. So NOTIFY, which makes commits stand in line, is used only when somebody sleeps. Looks at growing
+               distances, up to a second, are the net. A worker that has nothing to do reserves and settles on the connection on which it waits: the trip that reserves ends the wait, the
+               one that settles begins it, and looks for more. A NOTIFY wakes every session that listens in the database, so nobody listens for what can wait: letters are looked for every
+               `poll_seconds`. With `listen=false` (PgBouncer in transaction mode) there are only looks
     clocks     the server's, for everything: setting it forward ends leases. The times of a clock that was injected go before it
     cannot     keep ids and queue names that take more than some 2,700 bytes when compressed, since they are indexed
 
@@ -84,7 +84,9 @@ TOMB_SECONDS = 900.0
 WIDE_LOOK_SECONDS = 0.25
 """How often a busy worker looks for what was given back by others (see `take`)."""
 QUICK_LOOK_SECONDS = 0.0005
-"""A look at everything that takes no longer passes by few that were taken before: an idle worker then takes so."""
+"""A look at everything that takes no longer passes by few that were taken before: an idle worker then takes so …"""
+SLOW_LOOKS = 4
+"""… unless so many in a row took longer."""
 HEARD_SECONDS = 0.05
 """How old what a thread was told of a result may be when it looks."""
 LATE_COMMIT_SECONDS = 0.05
@@ -371,11 +373,11 @@ class PostgreSQLEngine:
             else:
                 # Whoever waits for the result is told at the end of the first trip; there is seldom more to do.
                 refused = self._exchange(settlements, NOBODY, None, waiter)[0] if settlements else []
-                if settlements and not waiter.sees_something(self._now()):
+                if settlements and not waiter.sees_something:
                     self._doubt_after_a_loss()
                     return refused, []
                 begin = time.monotonic()
-                result = waiter.run(TAKE, (*taker, self._now()), LIMITS[TAKE], attends=bool(settlements))
+                result = waiter.run(TAKE, (*taker, self._now()), LIMITS[TAKE], self._now(), attends=bool(settlements))
                 deliveries = [_delivery(result, row, holder) for row in range(result.ntuples)]
         except Refused as refusal:
             if refusal.code == "CLN01":
@@ -493,7 +495,7 @@ class PostgreSQLEngine:
         if timeout_seconds <= 0 or not self._listens:
             return self._wait_looking(names, deadline)
         listener = self._listener
-        with listener.attending([f"q{queue}" for queue in dict.fromkeys(queues)]) as place:
+        with listener.attending(list(dict.fromkeys(queues))) as place:
             pauses = iter(LOOKS_SECONDS)
             while True:
                 ((ready, due_in),) = listener.rows(OUTLOOK, (names, self._now()))
@@ -766,14 +768,15 @@ class PostgreSQLEngine:
         if waiter is None:
             result = self._database.run(f"SELECT * FROM {call}", parameters)
         else:
-            result = waiter.run(call, parameters, LIMITS[call], attends=True)
+            result = waiter.run(call, parameters, LIMITS[call], self._now(), attends=True)
         refused: list[str] = []
         deliveries: list[Delivery] = []
         for row in range(result.ntuples):
-            if result.get_value(row, 0) == b"\0\0\0\1":
+            kind = int_of(result.get_value(row, 0) or b"")
+            if kind == 1:
                 assert holder is not None
                 deliveries.append(_delivery(result, row, holder))
-            else:
+            elif kind == 0:
                 refused.append(text_of(result.get_value(row, 1) or b""))
         return refused, deliveries
 
@@ -837,7 +840,7 @@ class PostgreSQLEngine:
 
     def _ring(self, run: Transaction, queues: Sequence[str]) -> None:
         if queues:
-            run("SELECT {s}.ring_key({s}.key('q' || n), 1000) FROM unnest($1::text[]) n", texts(dict.fromkeys(queues)))
+            run("SELECT {s}.ring(n, 1000) FROM unnest($1::text[]) n", texts(dict.fromkeys(queues)))
 
     def _wait_looking(self, names: Array, deadline: float) -> bool:
         while True:
@@ -1010,8 +1013,12 @@ class _Floors:
     def __init__(self) -> None:
         self._floors: dict[str, list[float]] = {}
         self._wide_at = 0.0
-        self.are_needless = True
-        """The last look at everything was no slower for what has been taken before."""
+        self._slow_looks = 0
+
+    @property
+    def are_needless(self) -> bool:
+        """Looks at everything are no slower for what has been taken before. (A single one may be slow for other reasons.)"""
+        return self._slow_looks < SLOW_LOOKS
 
     def of(self, queues: Sequence[str]) -> Array | None:
         """For `take`; None when it is time to look at everything."""
@@ -1025,7 +1032,7 @@ class _Floors:
     def learn(self, queues: Sequence[str], deliveries: Sequence[Delivery], seconds: float | None) -> None:
         """From what was taken; `seconds`: for how long everything was looked at."""
         if seconds is not None:
-            self.are_needless = seconds < QUICK_LOOK_SECONDS
+            self._slow_looks = self._slow_looks + 1 if seconds >= QUICK_LOOK_SECONDS else 0
             self._wide_at = time.monotonic() + max(WIDE_LOOK_SECONDS, 20 * seconds)
         if len(self._floors) > 1000:
             self._floors = {}

@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EngineUnavailable
 from .network import readable
-from .postgresql_wire import Ambiguous, Array, Connection, Database, longs, rows_of, texts
+from .postgresql_wire import Ambiguous, Array, Connection, Database, float_of, longs, rows_of, texts
 
 if TYPE_CHECKING:
     from psycopg import pq
 
 LOOKS_SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """After so long a waiter looks for himself. The first looks find what was committed just as he lay down; the last is the net."""
+IDLE_PIPES = 4
+"""How many pipes a process keeps for the next who wait."""
 WIDE_SUBSCRIPTION = 50
 """A wait for more results than this is told about every result."""
 
-ATTEND = "SELECT {s}.attend($1)"
-KEYS = "SELECT {s}.key(n) FROM unnest($1::text[]) n"
-LEAVE = "SELECT count(pg_advisory_unlock_shared(k)) FROM unnest($1::bigint[]) k"
+SIT = "SELECT key, seat FROM {s}.sit($1)"
+ATTEND = "SELECT {s}.attend_queues($1)"
+LEAVE = "SELECT {s}.leave_queues($1)"
+LEAVE_RESULTS = "SELECT count(pg_advisory_unlock_shared(k)) FROM unnest($1::bigint[]) k"
 # What the results looked like just before, and the first of them: so a change that comes in between is told twice rather than never.
 ATTEND_RESULTS = (
     "SELECT k, pg_advisory_lock_shared(k), (SELECT coalesce(sum(r.version), 0)::text FROM {s}.results r WHERE r.task_id = ANY ($2)),"
@@ -33,12 +36,14 @@ ATTEND_RESULTS = (
 )
 RESULTS_VERSION = "SELECT coalesce(sum(r.version), 0)::text FROM {s}.results r WHERE r.task_id = ANY ($1)"
 OUTLOOK = "SELECT ready, due_in FROM {s}.outlook($1, $2)"
+# First the seat, then the queue: who finds that somebody waits for the queue finds the seat.
 ATTEND_AND_LOOK = (
-    "WITH a AS MATERIALIZED (SELECT count(pg_advisory_lock_shared(k)) AS n FROM unnest($3::bigint[]) k)"
+    "WITH a AS MATERIALIZED (SELECT count(pg_advisory_lock(s)) + count(pg_advisory_lock_shared(k)) AS n FROM unnest($3::bigint[], $4::bigint[]) u (k, s))"
     " SELECT o.ready, o.due_in FROM a CROSS JOIN LATERAL {s}.outlook($1, $2::float8 + 0 * a.n) o"
 )
+LOOK = " UNION ALL SELECT 2, NULL, NULL, 0, 0, 0, o.due_in, o.ready, 0, NULL FROM {s}.outlook"
 STEER = "; ".join(f"SET {name} = off" for name in ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "jit")) + (
-    "; SET plan_cache_mode = force_generic_plan; SET synchronous_commit = off"
+    "; SET plan_cache_mode = force_generic_plan; SET synchronous_commit = off; SET celeriac.steered = on"
 )
 """For who waits: what is prepared is planned once, and by indexes, whatever the statistics say; and nothing waits for the disk, as in every `exchange`."""
 
@@ -67,10 +72,12 @@ class Listener:
         self._connection: Connection | None = None
         self._places: dict[int, list[Place]] = {}
         self.generation = 0
-        self._process = os.getpid()
+        self.process = os.getpid()
+        self._pipes: list[tuple[int, int]] = []
+        """Clean ones, that nobody uses."""
 
     def attending(self, names: Sequence[str], results: Array | None = None) -> Place:
-        """`with` it, one waits for these names, and knows what the results of these ids looked like just before."""
+        """`with` it, one waits for these queues; or, with the ids of results, for what these names stand for, and knows what they looked like just before."""
         return Place(self, names, results)
 
     def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -115,10 +122,26 @@ class Listener:
                     if not places:
                         del self._places[key]
             if self._connection is not None and place.generation == self.generation and place.keys:
+                if place.results is None:
+                    leave, parameters = LEAVE, (texts(place.names),)
+                else:
+                    leave, parameters = LEAVE_RESULTS, (longs(place.keys),)
                 try:
-                    self._connection.send(LEAVE, (longs(place.keys),))
+                    self._connection.send(self._database.statement(leave), parameters)
                 except EngineUnavailable:
                     self._lose()
+
+    def pipe(self) -> tuple[int, int]:
+        try:
+            return self._pipes.pop()
+        except IndexError:
+            return _pipe()
+
+    def give_pipe(self, pipe: tuple[int, int], *, clean: bool) -> None:
+        if clean and self.process == os.getpid() and len(self._pipes) < IDLE_PIPES:
+            self._pipes.append(pipe)
+        else:
+            _close(pipe)
 
     def read(self) -> None:
         """Takes what has come, and hands it out."""
@@ -128,10 +151,16 @@ class Listener:
     def close(self) -> None:
         with self._lock:
             self._lose()
+            self._close_pipes()
 
     def abandon(self) -> None:
         if self._connection is not None:
             self._connection.abandon()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        while self._pipes:
+            _close(self._pipes.pop())
 
     def _connected(self) -> Connection:
         if self._connection is None:
@@ -180,7 +209,11 @@ class Place:
         self.version = ""
         self.record: bytes | None = None
         """Of the first result: as it was at the beginning, then as the news told it."""
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
+        self._pipe = listener.pipe()
+        self._thread = threading.get_ident()
+        self._is_watched = False
+        self._is_rung = False
+        self._is_written = False
         self.keys: list[int] = []
         self.generation = -1
         self.socket = -1
@@ -202,50 +235,61 @@ class Place:
     def is_lost(self) -> bool:
         return self.generation != self._listener.generation
 
-    @property
-    def pipe(self) -> int:
-        return self._reader
+    def watched(self) -> int:
+        """What can be read when it is rung for: for who waits elsewhere."""
+        self._is_watched = True
+        return self._pipe[0]
 
     def forget_record(self) -> None:
         self.record = None
 
     def ring(self) -> None:
-        with suppress(OSError):
-            os.write(self._writer, b"!")
+        self._is_rung = True
+        if self._is_watched or threading.get_ident() != self._thread:
+            self._is_written = True
+            with suppress(OSError):
+                os.write(self._pipe[1], b"!")
 
     def rest(self, until: float) -> bool:
         """Waits until it is rung for. True: it was, or the connection is gone, so that one has to look."""
+        self._thread = threading.get_ident()
         while True:
-            if self._taken():
+            if self.taken():
                 return True
             if self.is_lost():
                 return True
             left = until - time.monotonic()
-            ready = readable((self.socket, self._reader), max(0.0, left))
+            ready = readable((self.socket, self._pipe[0]), max(0.0, left))
+            if self._pipe[0] in ready:
+                self._drain()
             if self.socket in ready:
                 self._listener.read()
-                continue
             if not ready and left <= 0:
                 return False
 
+    def taken(self) -> bool:
+        """It was rung for since this was asked last."""
+        if self._is_written:
+            self._drain()
+        rung, self._is_rung = self._is_rung, False
+        return rung
+
     def close(self) -> None:
-        reader, self._reader = self._reader, -1
-        if reader < 0:
+        pipe, self._pipe = self._pipe, _NO_PIPE
+        if pipe is _NO_PIPE:
             return
-        if self._listener._process == os.getpid():
+        if self._listener.process == os.getpid():
             self._listener.leave(self)
-        os.close(reader)
-        os.close(self._writer)
+        self._listener.give_pipe(pipe, clean=not (self._is_written or self._is_watched))
 
     def abandon(self) -> None:
         self.keys = []
         self.close()
 
-    def _taken(self) -> bool:
-        try:
-            return bool(os.read(self._reader, 4096))
-        except OSError:
-            return False
+    def _drain(self) -> None:
+        self._is_written = False
+        with suppress(OSError):
+            os.read(self._pipe[0], 4096)
 
 
 class Waiter:
@@ -258,10 +302,13 @@ class Waiter:
         self.was_told = False
         """What was taken last is what one who waited has been told of: there may be nothing else to do."""
         self.attends = False
+        self.sees_something = False
         self._database = database
         self._connection: Connection | None = None
         self._queues = texts(names)
-        self._keys: list[int] = []
+        self._seats: list[tuple[int, int]] = []
+        """What stands for each queue among the locks, and for our seat there."""
+        self._statements: dict[tuple[str, bool | None], str] = {}
         self._pauses = iter(LOOKS_SECONDS)
         self._look_at = 0.0
 
@@ -276,28 +323,28 @@ class Waiter:
                     raise
                 # It died while nobody used it; the losses that are counted tell that all exchanges are in doubt.
 
-    def run(self, call: str, parameters: Sequence[Any], count: int, *, attends: bool) -> pq.abc.PGresult:
-        """Runs this call of a function, whose parameter of the number `count` is a count, or null. Attends from then on, or does no longer. What does not succeed ends the attendance."""
-        if attends is not self.attends:
-            # As a part of the count, so that it is done first.
-            lock = "pg_advisory_lock_shared" if attends else "pg_advisory_unlock_shared"
-            keys = range(len(parameters) + 1, len(parameters) + 1 + len(self._keys))
-            locked = "".join(f" + 0 * ({lock}(${key}::bigint) IS NULL)::int" for key in keys)
-            call = call.replace(f"${count},", f"${count}::int{locked},")
-            parameters = (*parameters, *self._keys)
+    def run(self, call: str, parameters: Sequence[Any], count: int, now: float | None, *, attends: bool) -> pq.abc.PGresult:
+        """Runs this call of a function, whose parameter of the number `count` is a count, or null. Attends from then on, or does no longer; when that begins, `sees_something` tells whether
+        there may be something to take (and a row of the kind 2 comes last). What does not succeed ends the attendance."""
         try:
-            result = self._database.run_on(self._connected(), f"SELECT * FROM {call}", parameters)
+            connection = self._connected()
+            begins = attends and not self.attends
+            if attends is not self.attends:
+                # First the seat, then the queue: who finds that somebody waits for the queue finds the seat.
+                keys = [key for queue, seat in self._seats for key in ((seat, queue) if attends else (queue, seat))]
+                parameters = (*parameters, *keys, self._queues, now) if begins else (*parameters, *keys)
+            sql = self._statement(call, count, len(parameters), locks=None if attends is self.attends else attends)
+            result = self._database.run_on(connection, sql, parameters)
         except BaseException:
             self.close()
             raise
         if attends is not self.attends:
             self.attends, self.was_told = attends, not attends
             self._look_soon()
+        if begins:
+            due_in, ready = (result.get_value(result.ntuples - 1, column) for column in (6, 7))
+            self.sees_something = self._may_be_ready(ready == b"\1", None if due_in is None else float_of(due_in))
         return result
-
-    def sees_something(self, now: float | None) -> bool:
-        """There may be something to take. `now`: as in `wait`."""
-        return self._may_be_ready(rows_of(self._database.run_on(self._connected(), OUTLOOK, (self._queues, now))))
 
     def leave(self) -> None:
         """We have something to do."""
@@ -305,7 +352,7 @@ class Waiter:
         if self.attends and self._connection is not None:
             self.attends = False
             try:
-                self._connection.send(self._database.statement(LEAVE), (longs(self._keys),))
+                self._connection.send(self._database.statement(LEAVE), (self._queues,))
             except EngineUnavailable:
                 self._database.losses += 1
                 self.close()
@@ -320,14 +367,32 @@ class Waiter:
         if self._connection is not None:
             self._connection.abandon()
 
+    def _statement(self, call: str, count: int, parameters: int, *, locks: bool | None) -> str:
+        """For `run`. The locks are a part of the count, so that they are taken first, or given back."""
+        known = self._statements.get((call, locks))
+        if known is not None:
+            return known
+        sql = "SELECT * FROM " + call
+        if locks is not None:
+            last = parameters - 2 if locks else parameters
+            places = range(last - 2 * len(self._seats) + 1, last + 1)
+            names = ("lock", "lock_shared") if locks else ("unlock_shared", "unlock")
+            locked = "".join(
+                f" + 0 * (pg_advisory_{names[number % 2]}(${place}::bigint) IS NULL)::int" for number, place in enumerate(places)
+            )
+            sql = sql.replace(f"${count},", f"${count}::int{locked},")
+            if locks:
+                sql += f"{LOOK}(${parameters - 1}::text[], ${parameters}::float8) o"
+        return self._statements.setdefault((call, locks), sql)
+
     def _wait(self, now: float | None, deadline: float) -> bool:
         connection = self._connected()
         self.was_told = False
         if not self.attends:
-            rows = rows_of(self._database.run_on(connection, ATTEND_AND_LOOK, (self._queues, now, longs(self._keys))))
+            rows = rows_of(self._database.run_on(connection, ATTEND_AND_LOOK, (self._queues, now, *self._locks())))
             self.attends = True
             self._look_soon()
-            if self._may_be_ready(rows):
+            if self._may_be_ready(*rows[0]):
                 return True
         while True:
             if self._is_told(connection, min(self._look_at, deadline)):
@@ -335,28 +400,32 @@ class Waiter:
             if time.monotonic() >= deadline:
                 return False
             self._look_at = time.monotonic() + next(self._pauses, LOOKS_SECONDS[-1])
-            if self.sees_something(now):
+            rows = rows_of(self._database.run_on(self._connected(), OUTLOOK, (self._queues, now)))
+            if self._may_be_ready(*rows[0]):
                 return True
 
     def _is_told(self, connection: Connection, until: float) -> bool:
+        keys = [queue for queue, _ in self._seats]
         while True:
             try:
                 told = connection.notifications()
             except EngineUnavailable:
                 self._database.losses += 1
                 raise
-            if any(int(text.partition(" ")[0]) in self._keys for text in told):
+            if any(int(text.partition(" ")[0]) in keys for text in told):
                 return True
             left = until - time.monotonic()
             if left <= 0:
                 return False
             readable((connection.socket,), left)
 
-    def _may_be_ready(self, rows: list[tuple[Any, ...]]) -> bool:
-        ((ready, due_in),) = rows
+    def _may_be_ready(self, ready: bool, due_in: float | None) -> bool:
         if due_in is not None:
             self._look_at = min(self._look_at, time.monotonic() + max(0.0, due_in))
-        return bool(ready) or (due_in is not None and due_in <= 0)
+        return ready or (due_in is not None and due_in <= 0)
+
+    def _locks(self) -> tuple[Array, Array]:
+        return longs([queue for queue, _ in self._seats]), longs([seat for _, seat in self._seats])
 
     def _look_soon(self) -> None:
         self._pauses = iter(LOOKS_SECONDS)
@@ -367,11 +436,11 @@ class Waiter:
             deadline = time.monotonic() + self._database.timeout_seconds
             connection = listening(self._database, deadline)
             try:
-                keys = connection.run(self._database.statement(KEYS), (texts([f"q{name}" for name in self.names]),), deadline)
+                seats = connection.run(self._database.statement(SIT), (self._queues,), deadline)
             except BaseException:
                 connection.close()
                 raise
-            self._keys = [key for (key,) in rows_of(keys)]
+            self._seats = [(queue, seat) for queue, seat in rows_of(seats)]
             self._connection = connection
         return self._connection
 
@@ -401,7 +470,7 @@ class Subscription:
         if self._watch is None:
             # Either can itself be waited for; which there is depends on the system.
             self._watch = select.epoll() if hasattr(select, "epoll") else vars(select)["kqueue"]()
-            self._add(self._place.pipe)
+            self._add(self._place.watched())
             self._add(self._place.socket)
         return int(self._watch.fileno())
 
@@ -412,7 +481,7 @@ class Subscription:
             return False
         while True:
             if place.is_lost():
-                place._taken()
+                place.taken()
                 place.join_again()
                 if self._watch is not None:
                     self._add(place.socket)
@@ -498,8 +567,8 @@ class PollingSubscription:
         if looker is not None:
             looker.join()
         pipe, self._pipe = self._pipe, None
-        for descriptor in pipe or ():
-            os.close(descriptor)
+        if pipe is not None:
+            _close(pipe)
 
     def _look_for_others(self) -> None:
         assert self._pipe is not None
@@ -517,8 +586,18 @@ class PollingSubscription:
         return self._database.rows(RESULTS_VERSION, (self._ids,))
 
 
+_NO_PIPE = (-1, -1)
+
+
 def _pipe() -> tuple[int, int]:
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    return reader, writer
+    if hasattr(os, "pipe2"):
+        return os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    pipe = os.pipe()
+    for descriptor in pipe:
+        os.set_blocking(descriptor, False)
+    return pipe
+
+
+def _close(pipe: tuple[int, int]) -> None:
+    for descriptor in pipe:
+        os.close(descriptor)

@@ -135,41 +135,100 @@ STEPS = """
     CREATE INDEX events_at ON {s}.events (at);
 """
 
+SEATS = """
+    -- Which sessions may be waiting for messages of a queue. Whether one is, a lock says; a row of a session that is no more does no harm.
+    CREATE UNLOGGED TABLE {s}.seats (queue text COLLATE "C" NOT NULL, pid int NOT NULL, PRIMARY KEY (queue, pid));
+"""
+
+# What is evaluated without a table (`v_done := pg_advisory_unlock(…)`) costs PL/pgSQL a microsecond; a statement (`PERFORM pg_advisory_unlock(…)`) costs ten.
 FUNCTIONS = """
     CREATE OR REPLACE FUNCTION {s}.now() RETURNS float8 LANGUAGE sql VOLATILE AS $$ SELECT extract(epoch FROM clock_timestamp())::float8 $$;
 
-    -- What stands for a thing that is waited for, among the advisory locks of the server: `q` and a queue, `r` and a task, `r*` any result, `h` and a holder.
+    -- What stands for a thing that is waited for, among the advisory locks of the server: `q` and a queue, `s` and a seat, `r` and a task, `r*` any result, `h` and a holder.
     -- The database is in it, so that whoever looks among the locks need not look which ones are of this database.
     CREATE OR REPLACE FUNCTION {s}.key(p_name text) RETURNS bigint LANGUAGE sql STABLE AS $$ SELECT hashtextextended(current_database() || ' ' || p_name, {seed}) $$;
 
-    -- Wakes up to `p_count` of those who wait for the key: in turn, since whoever was told a moment ago still waits as far as can be seen, and is about to be busy.
-    CREATE OR REPLACE FUNCTION {s}.ring_key(p_key bigint, p_count int) RETURNS void LANGUAGE plpgsql AS $$
-    DECLARE
-        v_pids int[];
-        v_all int;
-        v_turn bigint;
+    -- The session, which listens on `celeriac_` and its pid, will wait for messages of these queues: who does holds the lock of its seat, and shares that of the queue.
+    CREATE OR REPLACE FUNCTION {s}.sit(p_queues text[]) RETURNS TABLE (key bigint, seat bigint) LANGUAGE plpgsql AS $$
     BEGIN
-        IF pg_try_advisory_lock(p_key) THEN
-            PERFORM pg_advisory_unlock(p_key);
-            RETURN;
+        IF (SELECT count(*) FROM {s}.seats s WHERE s.pid = pg_backend_pid() AND s.queue = ANY (p_queues)) < cardinality(p_queues) THEN
+            DELETE FROM {s}.seats s WHERE (s.queue, s.pid) IN (
+                SELECT g.queue, g.pid FROM {s}.seats g WHERE g.pid NOT IN (SELECT a.pid FROM pg_stat_activity a) FOR UPDATE SKIP LOCKED
+            );
+            INSERT INTO {s}.seats (queue, pid) SELECT q, pg_backend_pid() FROM unnest(p_queues) q ON CONFLICT DO NOTHING;
         END IF;
-        v_pids := ARRAY (
-            SELECT l.pid FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock'
-            AND l.classid = ((p_key >> 32) & 4294967295)::oid AND l.objid = (p_key & 4294967295)::oid ORDER BY l.pid
-        );
-        v_all := greatest(1, cardinality(v_pids));
+        RETURN QUERY SELECT {s}.key('q' || q), {s}.key('s' || pg_backend_pid() || ' ' || q) FROM unnest(p_queues) q;
+    END $$;
+
+    -- A session with several threads, of which each may wait.
+    CREATE OR REPLACE FUNCTION {s}.attend_queues(p_queues text[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+    DECLARE
+        v_place record;
+        v_done boolean;
+    BEGIN
+        FOR v_place IN SELECT s.key, s.seat FROM {s}.sit(p_queues) s LOOP
+            v_done := pg_advisory_lock(v_place.seat) IS NULL;
+            v_done := pg_advisory_lock_shared(v_place.key) IS NULL;
+            RETURN NEXT v_place.key;
+        END LOOP;
+    END $$;
+
+    CREATE OR REPLACE FUNCTION {s}.leave_queues(p_queues text[]) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_advisory_unlock_shared({s}.key('q' || q)), pg_advisory_unlock({s}.key('s' || pg_backend_pid() || ' ' || q)) FROM unnest(p_queues) q;
+    END $$;
+
+    -- Wakes up to `p_count` of those who wait for messages of the queue; returns how many. In turn, since whoever was told a moment ago still waits as far as can be seen, and is about
+    -- to be busy. (`pg_locks` would name them without a table, but reads the whole table of locks, whose size is that of max_connections, while nobody can lock anything.)
+    CREATE OR REPLACE FUNCTION {s}.ring(p_queue text, p_count int) RETURNS int LANGUAGE plpgsql AS $$
+    DECLARE
+        v_key bigint := {s}.key('q' || p_queue);
+        v_seat bigint;
+        v_pids int[];
+        v_pid int;
+        v_told int[] := '{}';
+        v_turn bigint;
+        v_done boolean;
+    BEGIN
+        IF pg_try_advisory_lock(v_key) THEN
+            v_done := pg_advisory_unlock(v_key);
+            RETURN 0;
+        END IF;
+        v_pids := ARRAY (SELECT s.pid FROM {s}.seats s WHERE s.queue = p_queue ORDER BY s.pid);
         v_turn := nextval('{s}.taken');
-        PERFORM pg_notify('celeriac_' || v_pids[1 + (v_turn + i) % v_all], p_key || ' ' || greatest(1, p_count / v_all))
-        FROM generate_series(1, least(p_count, cardinality(v_pids))) i;
+        FOR i IN 1..cardinality(v_pids) LOOP
+            EXIT WHEN cardinality(v_told) >= p_count;
+            v_pid := v_pids[1 + (v_turn + i) % cardinality(v_pids)];
+            v_seat := {s}.key('s' || v_pid || ' ' || p_queue);
+            -- Shared, so that two who look at the same moment do not take each other for the one who sits there.
+            IF pg_try_advisory_lock_shared(v_seat) THEN
+                v_done := pg_advisory_unlock_shared(v_seat);
+            ELSE
+                v_told := v_told || v_pid;
+            END IF;
+        END LOOP;
+        FOREACH v_pid IN ARRAY v_told LOOP
+            v_done := pg_notify('celeriac_' || v_pid, v_key || ' ' || greatest(1, p_count / cardinality(v_told))) IS NULL;
+        END LOOP;
+        RETURN cardinality(v_told);
     END $$;
 
     -- `p_record`: of the only one, if it is small enough to be told at once.
     CREATE OR REPLACE FUNCTION {s}.ring_results(p_ids text[], p_record bytea) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE
+        v_names text[] := CASE WHEN cardinality(p_ids) = 1 THEN ARRAY[p_ids[1], '*'] ELSE ARRAY[''] END;
+        v_name text;
+        v_key bigint;
         v_keys bigint[];
+        v_free int := 0;
     BEGIN
-        IF pg_try_advisory_lock({s}.key('r')) THEN
-            PERFORM pg_advisory_unlock({s}.key('r'));
+        FOREACH v_name IN ARRAY v_names LOOP
+            v_key := {s}.key('r' || v_name);
+            IF pg_try_advisory_lock(v_key) THEN
+                v_free := v_free + pg_advisory_unlock(v_key)::int;
+            END IF;
+        END LOOP;
+        IF v_free = cardinality(v_names) THEN
             RETURN;
         END IF;
         v_keys := ARRAY (SELECT {s}.key('r' || i) FROM unnest(p_ids || '*'::text) i);
@@ -188,9 +247,11 @@ FUNCTIONS = """
         v_queue text;
         v_count int;
         v_held int;
+        v_told int;
+        v_set text;
     BEGIN
         IF p_lock_ms IS NOT NULL THEN
-            PERFORM set_config('lock_timeout', p_lock_ms::text, true);
+            v_set := set_config('lock_timeout', p_lock_ms::text, true);
         END IF;
         IF p_doubt_seconds IS NULL AND cardinality(p_ids) = 1 THEN
             v_due := coalesce(v_now + p_delays[1], p_etas[1]);
@@ -222,7 +283,7 @@ FUNCTIONS = """
                 IF p_lock_ms IS NULL THEN
                     PERFORM pg_notify('celeriac_all', {s}.key('q' || v_queue) || ' 1');
                 ELSE
-                    PERFORM {s}.ring_key({s}.key('q' || v_queue), 1);
+                    v_told := {s}.ring(v_queue, 1);
                 END IF;
             END IF;
         ELSIF v_held > 0 THEN
@@ -233,7 +294,7 @@ FUNCTIONS = """
                 IF p_lock_ms IS NULL THEN
                     PERFORM pg_notify('celeriac_all', {s}.key('q' || v_queue) || ' ' || v_count);
                 ELSE
-                    PERFORM {s}.ring_key({s}.key('q' || v_queue), v_count);
+                    v_told := {s}.ring(v_queue, v_count);
                 END IF;
             END LOOP;
         END IF;
@@ -241,11 +302,15 @@ FUNCTIONS = """
     END $$;
 
     -- The busy functions steer the planner: statistics of a queue are always out of date, and a plan that was made while it was empty reads the whole table when it is not.
-    CREATE OR REPLACE FUNCTION {s}.steer() RETURNS void LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION {s}.steered() RETURNS boolean LANGUAGE plpgsql AS $$
     BEGIN
+        IF current_setting('celeriac.steered', true) = 'on' THEN
+            RETURN false;  -- for the whole session, as who waits for work has it
+        END IF;
         PERFORM set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
             set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
             set_config('plan_cache_mode', 'force_generic_plan', true);
+        RETURN true;
     END $$;
 
     CREATE OR REPLACE FUNCTION {s}.due(p_queue text, p_now float8) RETURNS void LANGUAGE plpgsql AS $$
@@ -271,13 +336,16 @@ FUNCTIONS = """
         v_is_there boolean;
         v_pauses boolean;
         v_revokes boolean;
+        v_is_due boolean;
+        v_done boolean;
         v_found int;
         v_chosen text[];
         v_places tid[];
         v_wide boolean;
     BEGIN
-        SELECT EXISTS (SELECT FROM {s}.nodes n WHERE n.id = p_node), EXISTS (SELECT FROM {s}.paused), EXISTS (SELECT FROM {s}.revokes)
-            INTO v_is_there, v_pauses, v_revokes;
+        SELECT EXISTS (SELECT FROM {s}.nodes n WHERE n.id = p_node), EXISTS (SELECT FROM {s}.paused), EXISTS (SELECT FROM {s}.revokes),
+            EXISTS (SELECT FROM {s}.messages m WHERE m.state = 1 AND m.queue = ANY (p_queues) AND m.due <= v_now)
+            INTO v_is_there, v_pauses, v_revokes, v_is_due;
         IF NOT v_is_there THEN
             RAISE EXCEPTION 'node lost' USING ERRCODE = 'CLN01';
         END IF;
@@ -285,15 +353,13 @@ FUNCTIONS = """
             RETURN;
         END IF;
         -- Whoever asks what a dead process holds waits for what it had asked for last.
-        PERFORM pg_advisory_xact_lock_shared({s}.key('h' || p_process || ' ' || p_node));
+        v_done := pg_advisory_xact_lock_shared({s}.key('h' || p_process || ' ' || p_node)) IS NULL;
         IF v_pauses THEN
             v_queues := ARRAY (SELECT q FROM unnest(p_queues) q WHERE NOT EXISTS (SELECT FROM {s}.paused p WHERE p.queue = q));
         END IF;
-        FOREACH v_queue IN ARRAY v_queues LOOP
-            IF EXISTS (SELECT FROM {s}.messages m WHERE m.state = 1 AND m.queue = v_queue AND m.due <= v_now) THEN
-                PERFORM {s}.due(v_queue, v_now);
-            END IF;
-        END LOOP;
+        IF v_is_due THEN
+            PERFORM {s}.due(q, v_now) FROM unnest(v_queues) q;
+        END IF;
         v_taken := nextval('{s}.taken') << 20;
         v_wide := p_floors IS NULL OR cardinality(v_queues) <> cardinality(p_queues);
         FOR v_try IN 1..4 LOOP
@@ -358,9 +424,9 @@ FUNCTIONS = """
             -- Who leaves ready work behind wakes the next.
             FOREACH v_queue IN ARRAY v_queues LOOP
                 IF pg_try_advisory_lock({s}.key('q' || v_queue)) THEN
-                    PERFORM pg_advisory_unlock({s}.key('q' || v_queue));
+                    v_done := pg_advisory_unlock({s}.key('q' || v_queue));
                 ELSIF EXISTS (SELECT FROM {s}.messages m WHERE m.state = 0 AND m.queue = v_queue) THEN
-                    PERFORM {s}.ring_key({s}.key('q' || v_queue), 1);
+                    v_done := {s}.ring(v_queue, 1) > 0;
                 END IF;
             END LOOP;
         END IF;
@@ -370,7 +436,18 @@ FUNCTIONS = """
     CREATE OR REPLACE FUNCTION {s}.keep(p_ids text[], p_statuses text[], p_ready boolean[], p_records bytea[], p_now float8) RETURNS text[] LANGUAGE plpgsql AS $$
     DECLARE
         v_kept text[];
+        v_done boolean;
     BEGIN
+        IF cardinality(p_ids) = 1 THEN
+            INSERT INTO {s}.results AS r (task_id, stored, ready, status, record) VALUES (p_ids[1], p_now, p_ready[1], p_statuses[1], p_records[1])
+            ON CONFLICT (task_id) DO UPDATE SET version = excluded.version, stored = excluded.stored, ready = excluded.ready, status = excluded.status, record = excluded.record
+            WHERE excluded.ready OR NOT r.ready;
+            IF FOUND THEN
+                v_done := {s}.ring_results(p_ids, CASE WHEN octet_length(p_records[1]) < 5000 THEN p_records[1] END) IS NULL;
+                RETURN p_ids;
+            END IF;
+            RETURN NULL;
+        END IF;
         WITH kept AS (
             INSERT INTO {s}.results AS r (task_id, stored, ready, status, record)
             SELECT u.id, p_now, u.ready, u.status, u.record FROM unnest(p_ids, p_statuses, p_ready, p_records) u (id, status, ready, record)
@@ -380,7 +457,7 @@ FUNCTIONS = """
         )
         SELECT array_agg(k.task_id) INTO v_kept FROM kept k;
         IF v_kept IS NOT NULL THEN
-            PERFORM {s}.ring_results(v_kept, CASE WHEN cardinality(p_ids) = 1 AND octet_length(p_records[1]) < 5000 THEN p_records[1] END);
+            v_done := {s}.ring_results(v_kept, NULL) IS NULL;
         END IF;
         RETURN v_kept;
     END $$;
@@ -568,7 +645,7 @@ FUNCTIONS = """
                 v_queues := v_queues || v_queue;
             END IF;
         END LOOP;
-        PERFORM {s}.ring_key({s}.key('q' || q.queue), q.number::int) FROM (SELECT u AS queue, count(*) AS number FROM unnest(v_queues) u GROUP BY u) q;
+        PERFORM {s}.ring(q.queue, q.number::int) FROM (SELECT u AS queue, count(*) AS number FROM unnest(v_queues) u GROUP BY u) q;
     END $$;
 
     -- A revoked message ends by that: its steps are forgotten, and what it owes to a join is moved to those who arrive.
@@ -597,21 +674,27 @@ FUNCTIONS = """
         v_now float8 := coalesce(p_now, extract(epoch FROM clock_timestamp())::float8);
         v_gone text[];
         v_accepted int[];
+        v_kept text[];
+        v_set boolean := {s}.steered();
     BEGIN
-        PERFORM {s}.steer();
         IF p_limit IS NOT NULL THEN
-            PERFORM set_config('synchronous_commit', 'off', true);
+            v_set := set_config('synchronous_commit', 'off', true) IS NULL;
         END IF;
         IF p_ids IS NOT NULL THEN
-            WITH gone AS (
-                DELETE FROM {s}.messages m USING unnest(p_ids, p_tokens) u (id, token)
-                WHERE m.id = u.id AND m.token = u.token AND m.node = p_holder AND m.process = p_holder_process
-                RETURNING m.id
-            )
-            SELECT array_agg(g.id) INTO v_gone FROM gone g;
+            IF cardinality(p_ids) = 1 THEN
+                DELETE FROM {s}.messages m WHERE m.id = p_ids[1] AND m.token = p_tokens[1] AND m.node = p_holder AND m.process = p_holder_process
+                RETURNING ARRAY[m.id] INTO v_gone;
+            ELSE
+                WITH gone AS (
+                    DELETE FROM {s}.messages m USING unnest(p_ids, p_tokens) u (id, token)
+                    WHERE m.id = u.id AND m.token = u.token AND m.node = p_holder AND m.process = p_holder_process
+                    RETURNING m.id
+                )
+                SELECT array_agg(g.id) INTO v_gone FROM gone g;
+            END IF;
             IF coalesce(cardinality(v_gone), 0) = cardinality(p_ids) THEN
                 IF p_record_ids IS NOT NULL THEN
-                    PERFORM {s}.keep(p_record_ids, p_statuses, p_ready, p_records, v_now);
+                    v_kept := {s}.keep(p_record_ids, p_statuses, p_ready, p_records, v_now);
                 END IF;
             ELSE
                 RETURN QUERY SELECT 0, u, NULL::text, 0, 0, 0, v_now, false, v_now, NULL::bytea FROM unnest(p_ids) u WHERE u <> ALL (coalesce(v_gone, '{}'));
@@ -657,10 +740,10 @@ FUNCTIONS = """
         v_rest jsonb := p_rest;
         v_accepted int[] := '{}';
         v_pause jsonb;
+        v_set boolean := {s}.steered();
     BEGIN
-        PERFORM {s}.steer();
         IF p_limit IS NOT NULL THEN
-            PERFORM set_config('synchronous_commit', 'off', true);
+            v_set := set_config('synchronous_commit', 'off', true) IS NULL;
         END IF;
         -- Who pauses and who lets an event occur see each other, and in one order: events first, then messages.
         PERFORM pg_advisory_xact_lock(e.key) FROM (
@@ -733,7 +816,7 @@ FUNCTIONS = """
         IF v_rest IS NOT NULL THEN
             PERFORM {s}.settle_rest(v_rest, v_accepted, v_now);
         END IF;
-        PERFORM {s}.ring_key({s}.key('q' || q.queue), q.number::int) FROM (SELECT u AS queue, count(*) AS number FROM unnest(v_queues) u GROUP BY u) q;
+        PERFORM {s}.ring(q.queue, q.number::int) FROM (SELECT u AS queue, count(*) AS number FROM unnest(v_queues) u GROUP BY u) q;
         IF p_limit IS NOT NULL THEN
             RETURN QUERY SELECT t.* FROM {s}.take(p_node, p_process, p_queues, p_limit, p_floors, p_now) t;
         END IF;
@@ -768,7 +851,7 @@ FUNCTIONS = """
         IF v_joins IS NOT NULL THEN
             PERFORM {s}.join_up(v_joins, NULL, true, 0, NULL, v_now);
         END IF;
-        PERFORM {s}.ring_key({s}.key('q' || q.queue), q.number::int) FROM (SELECT u AS queue, count(*) AS number FROM unnest(v_queues) u GROUP BY u) q;
+        PERFORM {s}.ring(q.queue, q.number::int) FROM (SELECT u AS queue, count(*) AS number FROM unnest(v_queues) u GROUP BY u) q;
         RETURN v_ids;
     END $$;
 
@@ -835,26 +918,11 @@ FUNCTIONS = """
         END LOOP;
         RETURN NEXT;
     END $$;
-
-    -- The one who listens begins, and ends, to wait for these names.
-    CREATE OR REPLACE FUNCTION {s}.attend(p_names text[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
-    DECLARE
-        v_name text;
-    BEGIN
-        FOREACH v_name IN ARRAY p_names LOOP
-            PERFORM pg_advisory_lock_shared({s}.key(v_name));
-            RETURN NEXT {s}.key(v_name);
-        END LOOP;
-    END $$;
-
-    CREATE OR REPLACE FUNCTION {s}.results_version(p_ids text[]) RETURNS numeric LANGUAGE sql STABLE AS $$
-        SELECT coalesce(sum(r.version), 0) FROM {s}.results r WHERE r.task_id = ANY (p_ids)
-    $$;
 """
 
 MIGRATION_SECONDS = 10.0
 """A change of the schema may take so long, with waiting for another process that is at it."""
-MIGRATIONS = (TABLES, JOINS, SCHEDULES, STEPS)
+MIGRATIONS = (TABLES, JOINS, SCHEDULES, STEPS, SEATS)
 """What leads from each version of the schema to the next; the functions follow, as a whole. All of it is one transaction, which makes things, or changes what no running verb waits for. A
 function that takes other parameters than before is another one to PostgreSQL: so older programs, which call the old one, go on meanwhile."""
 

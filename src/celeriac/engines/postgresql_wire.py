@@ -391,8 +391,8 @@ class Connection:
             return result
         code = (result.error_field(67) or b"").decode()
         detail = (result.error_field(77) or result.error_message or b"").decode(errors="replace").strip()
-        if self._pgconn.status != 0 or code.startswith("57P"):
-            self._broken = True
+        if self._pgconn.status != 0 or code.startswith("57"):
+            self._broken = True  # cut off, or cancelled: a session may then keep an advisory lock that it was about to give back
         if not code:
             raise OSError(detail)
         kind = Deadlock if code in ("40P01", "40001") else Refused
@@ -573,11 +573,14 @@ class Json(bytes):
 _BOOL, _BYTEA, _INT8, _INT2, _INT4, _TEXT, _FLOAT8 = 16, 17, 20, 21, 23, 25, 701
 _length = struct.Struct("!i").pack
 _head = struct.Struct("!iiIii").pack
+_one = struct.Struct("!iiIiii").pack
 _double = struct.Struct("!d").unpack
 _NULL = _length(-1)
 
 
-def _array(oid: int, values: Iterable[bytes | None]) -> Array:
+def _array(oid: int, values: Sequence[bytes | None]) -> Array:
+    if len(values) == 1 and values[0] is not None:
+        return Array(_one(1, 0, oid, 1, 1, len(values[0])) + values[0])
     parts: list[bytes] = [b""]
     for value in values:
         if value is None:
@@ -586,8 +589,7 @@ def _array(oid: int, values: Iterable[bytes | None]) -> Array:
             parts += (_length(len(value)), value)
     if len(parts) == 1:
         return Array(_head(0, 0, oid, 0, 0)[:12])
-    count = sum(1 for _ in values)
-    parts[0] = _head(1, 1, oid, count, 1)
+    parts[0] = _head(1, 1, oid, len(values), 1)
     return Array(b"".join(parts))
 
 
