@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from ..core.errors import EngineUnavailable, ImproperlyConfigured
 from ..core.settings import mask_url
-from .network import Breaker, in_time, is_address, readable, writable
+from .network import Breaker, Spin, in_time, is_address, readable, writable
 
 try:
     # Untyped, since its types are others in each version.
@@ -41,6 +41,10 @@ TRIES = 3
 IDLE_LINKS = 32
 """How many unused connections a process keeps."""
 CHUNK_BYTES = 65536
+ANSWER_SPIN_SECONDS = 0.0001
+"""For so long who has asked stays awake. A server on the same host has answered by then."""
+EVENT_SPIN_SECONDS = 0.0003
+"""… and who waits for a message, or for a result: as long as a short task takes from its call to its result."""
 
 OPTIONS = ("key_prefix", "global_keyprefix", "cluster", "master_name", "sentinel_kwargs", "socket_timeout", "socket_connect_timeout")
 CONNECTION_OPTIONS = (
@@ -110,19 +114,22 @@ class Link:
         self._farewell = b""
         """Goes before the next request."""
         self._mixes = False
+        self._answers = Spin(ANSWER_SPIN_SECONDS)
+        self._events = Spin(EVENT_SPIN_SECONDS)
 
     def fileno(self) -> int:
         return int(self._socket.fileno()) if self._socket is not None else -1
 
-    def ask(self, request: bytes, deadline: float) -> Any:
+    def ask(self, request: bytes, deadline: float, *, blocks: bool = False) -> Any:
+        """`blocks`: the server may wait before it answers."""
         self.send(request, deadline)
         if self._leaving:
             self._left(deadline)
-        return self._read(deadline)
+        return self._read(deadline, self._events if blocks else None)
 
     def ask_after(self, first: bytes, request: bytes, deadline: float) -> Any:
         """In one trip; the server comes to `request` when it has answered `first`. An error of either is the answer."""
-        before = self.ask(first + request, deadline)
+        before = self.ask(first + request, deadline, blocks=True)
         after = self._read(deadline)
         return before if isinstance(before, Exception) else after
 
@@ -170,7 +177,7 @@ class Link:
     def hear(self, seconds: float) -> list[Any]:
         """What has come, or comes within so many seconds."""
         frames = self._parsed()
-        if not frames and (self._decrypted() or readable((self.fileno(),), seconds)):
+        if not frames and (self._decrypted() or self._events.readable((self.fileno(),), seconds)):
             self._take_in()
             frames = self._parsed()
         return frames
@@ -196,9 +203,10 @@ class Link:
                 self._leaving = False
                 return
 
-    def _read(self, deadline: float) -> Any:
+    def _read(self, deadline: float, spin: Spin | None = None) -> Any:
+        spin = spin or self._answers
         while (reply := self._reader.gets()) is False:
-            if not self._decrypted() and not readable((self.fileno(),), deadline - time.monotonic()):
+            if not self._decrypted() and not spin.readable((self.fileno(),), deadline - time.monotonic()):
                 raise TimeoutError("the answer did not come in time")
             self._take_in()
         return reply
@@ -280,7 +288,7 @@ class Server:
                     reply = link.ask_after(first, request, deadline + blocked_seconds)
                     first, lost = b"", isinstance(reply, Exception)  # which of the two it is about is not known
                 else:
-                    reply = link.ask(request, deadline + blocked_seconds)
+                    reply = link.ask(request, deadline + blocked_seconds, blocks=blocked_seconds > 0)
                 if isinstance(reply, Exception) and script is not None and str(reply).startswith("NOSCRIPT"):
                     loaded = link.ask(script.load, deadline)
                     reply = loaded if isinstance(loaded, Exception) else link.ask(request, deadline)

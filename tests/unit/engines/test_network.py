@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from celeriac.core.errors import EngineUnavailable
-from celeriac.engines.network import FAILURES, PROBE_SECONDS, Breaker, in_time, is_address, readable
+from celeriac.engines import network
+from celeriac.engines.network import (
+    FAILURES,
+    PROBE_SECONDS,
+    SPIN_CREDIT,
+    SPIN_PAUSE,
+    SPIN_TRIES,
+    Breaker,
+    Spin,
+    in_time,
+    is_address,
+    readable,
+)
 
 
 class Seconds:
@@ -119,3 +132,92 @@ def test_readable(monkeypatch: pytest.MonkeyPatch, eventlet: bool) -> None:
         two.close()
         os.close(reader)
         os.close(writer)
+
+
+@pytest.fixture
+def offers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """How often a wait offered the processor to others: once for each look while it stays awake."""
+    seen: list[str] = []
+    monkeypatch.setattr(network, "_SEVERAL_PROCESSORS", True)
+    monkeypatch.setattr(network.threading, "active_count", lambda: 1)
+    monkeypatch.setattr(network.os, "sched_yield", lambda: seen.append("offered"))
+    yield seen
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    both = os.pipe()
+    yield both
+    for descriptor in both:
+        os.close(descriptor)
+
+
+def test_what_comes_while_it_is_awake_is_seen_without_sleeping(
+    offers: list[str], pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = pipe
+
+    def offer() -> None:
+        offers.append("offered")
+        if len(offers) == 3:
+            os.write(writer, b"!")
+
+    monkeypatch.setattr(network.os, "sched_yield", offer)
+    monkeypatch.setattr(network, "readable", lambda *_: pytest.fail("it slept"))
+    assert Spin(60.0).readable((reader,), 60.0) == [reader]
+    assert len(offers) == 3
+    assert Spin(60.0).readable((reader,), 60.0) == [reader], "what is there already takes one look"
+    assert len(offers) == 3
+
+
+def test_what_comes_later_is_seen_too(offers: list[str], pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    timer = threading.Timer(0.05, os.write, (writer, b"!"))
+    timer.start()
+    assert Spin(0.001).readable((reader,), 60.0) == [reader]
+    timer.join()
+    assert offers
+
+
+def test_waits_that_are_long_stay_awake_ever_less(offers: list[str], pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    spin = Spin(1e-9)
+
+    def awake() -> bool:
+        """Whether the next wait, in which nothing comes, is awake at first."""
+        before = len(looks)
+        assert spin.readable((reader,), 0.001) == []
+        return len(looks) > before
+
+    looks: list[float] = []
+    clock = network.time.monotonic
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network.time, "monotonic", lambda: looks.append(0.0) or clock())
+        rounds = [awake() for _ in range(2 * (SPIN_TRIES + SPIN_PAUSE))]
+        assert rounds == 2 * ([True] * SPIN_TRIES + [False] * SPIN_PAUSE)
+        os.write(writer, b"!")
+        assert spin.readable((reader,), 1.0) == [reader]
+        os.read(reader, 1)
+        assert [awake() for _ in range(SPIN_CREDIT + 1)] == [True] * SPIN_CREDIT + [False], "one that paid gives credit"
+
+
+@pytest.mark.parametrize("why", ["threads", "greenlets", "one processor", "no time"])
+def test_who_would_be_in_the_way_sleeps_at_once(
+    offers: list[str], pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    reader, _ = pipe
+    if why == "threads":
+        monkeypatch.setattr(network.threading, "active_count", lambda: 2)
+    elif why == "greenlets":
+
+        class Poll:
+            def register(self, *_: int) -> None: ...
+
+            def poll(self, _: int) -> list[tuple[int, int]]:
+                return []
+
+        monkeypatch.setattr(network.select, "poll", Poll)
+    elif why == "one processor":
+        monkeypatch.setattr(network, "_SEVERAL_PROCESSORS", False)
+    assert Spin(0.01).readable((reader,), 0.0 if why == "no time" else 0.02) == []
+    assert offers == []
