@@ -850,8 +850,8 @@ def test_a_session_that_was_cancelled_is_not_used_again(engine: Any, url: str) -
     other.close()
 
 
-def rows_of_seats(engine: PostgreSQLEngine) -> list[tuple[str, int]]:
-    return engine._database.rows("SELECT queue, pid FROM {s}.seats ORDER BY pid, queue")  # type: ignore[return-value]
+def rows_of_seats(engine: PostgreSQLEngine) -> list[tuple[Any, ...]]:
+    return engine._database.rows("SELECT queue, pid FROM {s}.seats ORDER BY pid, queue")
 
 
 def test_threads_of_one_process_wait_on_one_connection(engine: Any, url: str) -> None:
