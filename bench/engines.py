@@ -165,6 +165,7 @@ ENGINES: dict[str, Engine] = {
         targets=(
             Target(key="drain_per_s", times=8, than="celery"),
             Target(key="sustained_per_s", times=8, than="celery"),
+            Target(key="at_once_p50_ms", times=0.46, than="dramatiq"),  # 1 ms, where Dramatiq needs 0.46
             Target(key="at_once_p50_ms", below=1),
             Target(key="at_once_p99_ms", below=3),
             Target(key="result_p50_ms", below=1),

@@ -135,9 +135,9 @@ def _target(target: Target, sides: list[str], medians: dict[str, Any]) -> str | 
     if not ratios:
         return None
     side, ratio = min(ratios.items(), key=lambda item: item[1])
-    if target.than == "raw":
-        return _aim(title, f"within {1 / target.times:g}× of the driver alone", f"{1 / ratio:.2f}×", ratio >= target.times)
-    whom = side if target.than else f"the best of the others ({side})"
+    whom = {"raw": "the driver alone"}.get(side, side) if target.than else f"the best of the others ({side})"
+    if target.times < 1:
+        return _aim(title, f"within {1 / target.times:.3g}× of {whom}", f"{1 / ratio:.2f}×", ratio >= target.times)
     return _aim(title, f"{target.times:g}× {whom}", f"{ratio:.1f}×", ratio >= target.times)
 
 
