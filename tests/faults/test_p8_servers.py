@@ -94,6 +94,28 @@ def test_p8_a_black_hole_is_an_error_within_a_second(project: Project, home: Ser
     works(project)
 
 
+def test_p8_an_error_says_whether_the_task_may_have_arrived(project: Project, home: ServerHome) -> None:
+    warm(project)
+    for proxy in home.proxies:
+        proxy.swallow()
+    with pytest.raises(EnqueueError, match="may or may not be in its queue") as caught:
+        project.tasks.add.delay(1, 2)
+    assert caught.value.unsure
+    for proxy in home.proxies:
+        proxy.refuse()
+        proxy.cut("RST")
+        proxy.remember()
+    deadline = time.monotonic() + 20.0
+    while True:
+        with pytest.raises(EnqueueError) as caught:
+            project.tasks.add.delay(1, 2)
+        if "refused" in str(caught.value):
+            break
+        assert time.monotonic() < deadline, caught.value
+    assert not caught.value.unsure
+    assert "in no queue" in str(caught.value)
+
+
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 def test_p8_a_connection_that_broke_meanwhile_is_nothing_a_caller_sees(project: Project, home: ServerHome, how: str) -> None:
     warm(project)

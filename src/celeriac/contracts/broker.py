@@ -58,7 +58,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
 
 
 class Broker(Inspector, Mailbox, Protocol):
-    """Where messages wait and are leased. Raises `EngineUnavailable` from every verb when it cannot be reached or used; then nothing has changed."""
+    """Where messages wait and are leased. Raises `EngineUnavailable` from every verb when it cannot be reached or used; then nothing has changed, unless it is `EngineUnsure`: the answer was lost."""
 
     capabilities: Capabilities
     url: str
@@ -71,7 +71,7 @@ class Broker(Inspector, Mailbox, Protocol):
         When it returns, the engine holds them. A message whose id the engine holds already, waiting or leased, changes
         nothing: so a repeat is harmless. The same goes for an id that the list bears twice. (Dead letters do not count as
         held.) Raises `EngineUnavailable` within `timeout_seconds` when the engine does not answer; what msgspec cannot encode
-        raises its error. Either way no message of the list was published, and no join was opened.
+        raises its error. Either way no message of the list was published, and no join was opened; but for `EngineUnsure`: only the answer is known to be missing.
 
         `joins` are opened in the same step, before the messages come; one that is held already stays as it is. One of size 0 is complete at once.
         """

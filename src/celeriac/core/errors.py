@@ -62,14 +62,18 @@ class OperationalError(CeleriacError):
 
 
 class EngineUnavailable(OperationalError):
-    """The engine cannot be reached or used right now; nothing was changed by the call that raised this."""
+    """The engine cannot be reached or used right now; nothing was changed by the call that raised this, unless it is an `EngineUnsure`."""
 
     tried = True
     """False: nothing was asked of the server, since the last tries have failed; to ask again at once is of no use."""
 
 
 class EngineUnsure(EngineUnavailable):
-    """The answer was lost, and the engine does not know messages by their ids: what was to be published may be there, and a repeat might publish it twice."""
+    """The question was sent, and the answer was lost: what was asked for may have been done. `repeatable`: asking again is harmless, since the engine knows messages by their ids."""
+
+    def __init__(self, message: str, *, repeatable: bool = True) -> None:
+        super().__init__(message)
+        self.repeatable = repeatable
 
 
 class EngineCorrupt(EngineUnavailable):
@@ -77,12 +81,13 @@ class EngineCorrupt(EngineUnavailable):
 
 
 class EnqueueError(OperationalError):
-    """A task could not be sent; it is not in any queue. `task_name` and `task_id` say which."""
+    """A task could not be sent. `task_name` and `task_id` say which. It is in no queue; with `unsure` it may be in its queue all the same, since only the answer was lost."""
 
-    def __init__(self, message: str, task_name: str = "", task_id: str = "") -> None:
+    def __init__(self, message: str, task_name: str = "", task_id: str = "", *, unsure: bool = False) -> None:
         super().__init__(message)
         self.task_name = task_name
         self.task_id = task_id
+        self.unsure = unsure
 
 
 class NodeLost(CeleriacError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..core.errors import EncodeError, EngineUnavailable, ImproperlyConfigured
+from ..core.errors import EncodeError, EngineUnavailable, EngineUnsure, ImproperlyConfigured
 from .network import Breaker, in_time, is_address, readable, writable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Deadlock(Refused):
     """The server chose this one to end among several that waited for each other; it may be tried again."""
 
 
-class Ambiguous(EngineUnavailable):
+class Ambiguous(EngineUnsure):
     """It was sent, and the answer did not come: nobody can tell whether it was done. `silent`: the connection stood, and nothing came."""
 
     def __init__(self, message: str, *, silent: bool) -> None:

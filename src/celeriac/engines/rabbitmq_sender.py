@@ -437,7 +437,8 @@ class Sender:
             self._carry_out(link, link.publish, publications, deadline)
         except EngineUnavailable as problem:
             if link.sent:
-                raise EngineUnsure(f"{problem} Whether it has the messages is not known, so they are not sent again.") from problem
+                text = f"{problem} Whether it has the messages is not known, so they are not sent again."
+                raise EngineUnsure(text, repeatable=False) from problem
             raise
         self._give_back(link)
         if self._unnamed:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 from weakref import WeakSet
 
-from ..core.errors import EngineUnavailable, ImproperlyConfigured
+from ..core.errors import EngineUnavailable, EngineUnsure, ImproperlyConfigured
 from ..core.settings import mask_url
 from .network import Breaker, Spin, in_time, is_address, readable, writable
 
@@ -281,7 +281,7 @@ class Server:
             try:
                 link = self.take(deadline)
             except Refused as refusal:
-                raise EngineUnavailable(str(refusal)) if lost else refusal from None
+                raise EngineUnsure(str(refusal)) if lost else refusal from None
             tries += 1
             try:
                 if first:
@@ -332,14 +332,14 @@ class Server:
         else:
             link.close()
 
-    def failed(self, error: BaseException, *, counts: bool = True) -> EngineUnavailable:
+    def failed(self, error: BaseException, *, counts: bool = True) -> EngineUnsure:
         """A connection broke, or none could be made: the others are as good as broken."""
         trouble = self.place.sentence(error)
         if counts:
             self._breaker.failed(trouble)
         self._primary = None
         self.close()
-        return EngineUnavailable(trouble)
+        return EngineUnsure(trouble)
 
     def close(self) -> None:
         while self._idle:
@@ -382,7 +382,7 @@ class Server:
         text = str(reply)
         code = _code(reply)
         if lost and code != "NODELOST":
-            return EngineUnavailable(self.place.refusal(code, text))
+            return EngineUnsure(self.place.refusal(code, text))
         refused = Refused(self.place.refusal(code, text))
         refused.code = code
         return refused

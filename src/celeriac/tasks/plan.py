@@ -187,5 +187,5 @@ def publish(app: Engines, plan: Plan, *, retry: bool | None = None, retry_policy
         if not plan.published:
             raise
         text = f"Of this workflow, the first {plan.published} messages have been sent, and the next {len(messages)} could not be. {problem}"
-        raise EnqueueError(text, task_name=problem.task_name, task_id=problem.task_id) from problem
+        raise EnqueueError(text, task_name=problem.task_name, task_id=problem.task_id, unsure=problem.unsure) from problem
     plan.published += len(messages)

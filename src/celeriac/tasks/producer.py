@@ -355,6 +355,7 @@ class Producer:
         if retry is None:
             retry = self.settings.task_publish_retry
         attempts = policy["max_retries"]
+        unsure = isinstance(problem, EngineUnsure)
         pause = float(policy["interval_start"] or 0)
         tries = 0
         while retry and _is_worth_another_try(problem) and (attempts is None or tries < attempts):
@@ -371,28 +372,32 @@ class Producer:
                     self.broker.publish(messages, timeout_seconds=left)
             except (EngineUnavailable, OSError) as again:
                 problem = again
+                unsure = unsure or isinstance(problem, EngineUnsure)
             else:
                 return
-        raise self._enqueue_error(messages, problem) from problem
+        raise self._enqueue_error(messages, problem, unsure=unsure) from problem
 
-    def _enqueue_error(self, messages: Sequence[Message], problem: Exception) -> EnqueueError:
+    def _enqueue_error(self, messages: Sequence[Message], problem: Exception, *, unsure: bool) -> EnqueueError:
         first = messages[0]
         what = f"Task {first.task}[{first.id}]" if len(messages) == 1 else f"{len(messages)} tasks (the first: {first.task}[{first.id}])"
-        if isinstance(problem, EngineUnsure):
+        again = "call again"
+        if unsure:
             fate = "may or may not be in its queue" if len(messages) == 1 else "may or may not be in their queues, some or all"
+            again += " with the same task_id, which leaves it one task" if self.broker.capabilities.ids else "; it may then run twice"
         else:
             fate = "could not be sent and is in no queue" if len(messages) == 1 else "could not be sent and are in no queue"
         return EnqueueError(
             f"{what} {fate}: {problem} "
-            f"Check that the engine at {safe_url(self.broker.url)} runs and can be reached from here, then call again "
+            f"Check that the engine at {safe_url(self.broker.url)} runs and can be reached from here, then {again} "
             f"(broker_publish_timeout is {self._publish_timeout_seconds:g} s).",
             task_name=first.task,
             task_id=first.id,
+            unsure=unsure,
         )
 
 
 def _is_worth_another_try(problem: Exception) -> bool:
-    return not isinstance(problem, (EngineCorrupt, EngineUnsure)) and getattr(problem, "tried", True)
+    return not isinstance(problem, EngineCorrupt) and getattr(problem, "repeatable", True) and getattr(problem, "tried", True)
 
 
 _PUBLISH_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celeriac import Celeriac
+from celeriac.contracts.broker import Capabilities
 from celeriac.core import events
-from celeriac.core.errors import EngineCorrupt, EngineUnavailable, EnqueueError, Retry
+from celeriac.core.errors import EngineCorrupt, EngineUnavailable, EngineUnsure, EnqueueError, Retry
 from celeriac.core.message import Message
 from celeriac.core.serialize import decode_body
 from celeriac.engines.network import FAILURES, Breaker
@@ -55,7 +56,7 @@ def test_p8_an_engine_away_is_enqueue_error_within_a_second_that_says_what_to_do
     with pytest.raises(EnqueueError) as caught:
         charge.apply_async(task_id="id-1", retry_policy={"max_retries": None, "interval_step": 0.3})
     assert time.monotonic() - started < 1.3
-    assert (caught.value.task_name, caught.value.task_id) == ("shop.charge", "id-1")
+    assert (caught.value.task_name, caught.value.task_id, caught.value.unsure) == ("shop.charge", "id-1", False)
     for part in ("shop.charge[id-1]", "in no queue", "connection refused", "redis://user:**@host:6379/0", "broker_publish_timeout"):
         assert part in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -146,6 +147,30 @@ def test_what_is_not_to_be_tried_again(app: Celeriac, error: type[Exception], op
     with pytest.raises(EnqueueError):
         f.apply_async(**options)
     assert len(broker.timeouts) == 1
+
+
+@pytest.mark.parametrize("ids", [True, False], ids=["an engine that knows ids", "one that does not"])
+def test_a_call_whose_answer_was_lost_says_that_it_may_have_arrived(app: Celeriac, ids: bool) -> None:
+    class Losing(Unreliable):
+        capabilities = Capabilities(engine="losing", ids=ids)
+
+        def publish(self, messages: Sequence[Message], *, timeout_seconds: float | None = None) -> None:
+            self.timeouts.append(timeout_seconds)
+            if len(self.timeouts) == 1:
+                raise EngineUnsure("The answer was lost.", repeatable=ids)
+            raise EngineUnavailable("connection refused.")
+
+    @app.task
+    def f() -> None: ...
+
+    broker = Losing(refusals=1000)
+    producer_for(app, broker)
+    with pytest.raises(EnqueueError, match="may or may not be in its queue") as caught:
+        f.apply_async(retry_policy={"interval_step": 0.01})
+    assert caught.value.unsure
+    assert len(broker.timeouts) == (4 if ids else 1), "it is repeated where that is harmless; what the repeats meet proves nothing"
+    assert ("with the same task_id" in str(caught.value)) is ids
+    assert ("may then run twice" in str(caught.value)) is not ids
 
 
 def test_send_task_knows_only_the_name(app: Celeriac) -> None:
