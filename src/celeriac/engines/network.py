@@ -134,7 +134,7 @@ class Spin:
         """As the function of that name."""
         if self._pause:
             self._pause -= 1
-        elif _SEVERAL_PROCESSORS and seconds > 0 and threading.active_count() == 1 and type(select.poll) is BuiltinFunctionType:
+        elif _SEVERAL_PROCESSORS and seconds > 0 and threading.active_count() == 1 and type(_SYSTEM.get("poll")) is BuiltinFunctionType:
             look, now, offer = _poll(descriptors, select.POLLIN).poll, time.monotonic, os.sched_yield
             until = now() + min(seconds, self._seconds)
             while not (ready := look(0)) and now() < until:
@@ -148,6 +148,8 @@ class Spin:
         return readable(descriptors, seconds)
 
 
+_SYSTEM = vars(select)
+"""gevent puts a class in the place of `poll`, and eventlet nothing at all."""
 _SEVERAL_PROCESSORS = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1
 
 

@@ -201,7 +201,7 @@ def test_waits_that_are_long_stay_awake_ever_less(offers: list[str], pipe: tuple
         assert [awake() for _ in range(SPIN_CREDIT + 1)] == [True] * SPIN_CREDIT + [False], "one that paid gives credit"
 
 
-@pytest.mark.parametrize("why", ["threads", "greenlets", "one processor", "no time"])
+@pytest.mark.parametrize("why", ["threads", "greenlets", "eventlet", "one processor", "no time"])
 def test_who_would_be_in_the_way_sleeps_at_once(
     offers: list[str], pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
@@ -217,6 +217,8 @@ def test_who_would_be_in_the_way_sleeps_at_once(
                 return []
 
         monkeypatch.setattr(network.select, "poll", Poll)
+    elif why == "eventlet":
+        monkeypatch.delattr(network.select, "poll")
     elif why == "one processor":
         monkeypatch.setattr(network, "_SEVERAL_PROCESSORS", False)
     assert Spin(0.01).readable((reader,), 0.0 if why == "no time" else 0.02) == []
