@@ -317,9 +317,10 @@ class Waiter:
         while True:
             try:
                 return self._wait(now, deadline)
-            except Ambiguous as error:
+            except BaseException as error:
+                # Also of what was refused: the session may have taken a lock before, or have lost its seat with the whole schema.
                 self.close()
-                if error.silent or time.monotonic() >= deadline:
+                if not isinstance(error, Ambiguous) or error.silent or time.monotonic() >= deadline:
                     raise
                 # It died while nobody used it; the losses that are counted tell that all exchanges are in doubt.
 

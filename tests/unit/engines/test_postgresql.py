@@ -850,6 +850,42 @@ def test_a_session_that_was_cancelled_is_not_used_again(engine: Any, url: str) -
     other.close()
 
 
+def test_a_worker_that_was_cancelled_while_it_sat_down_does_not_keep_its_seat(engine: Any, url: str) -> None:
+    """It had the lock of its seat, and waited for that of the queue. Who kept it would be told of messages while it has something to do, in the place of others."""
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    other = PostgreSQLEngine(url)
+    assert engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=0.01) == []
+    engine._waiter.leave()
+    until(lambda: attending(other) == 0)
+    cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with other._database.transaction() as run:
+        run("SELECT pg_advisory_xact_lock({s}.key('qcelery'))")
+        canceller = threading.Thread(target=until, args=(lambda: other._database.rows(cancel) == [(1,)],))
+        canceller.start()
+        with pytest.raises(EngineUnavailable, match="canceling statement"):
+            engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)
+        canceller.join()
+    other.publish([message("m")])
+    assert len(engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)) == 1
+    seats = "SELECT count(*) FROM {s}.seats s JOIN pg_locks l ON l.pid = s.pid AND l.locktype = 'advisory'"
+    until(lambda: other._database.rows(seats) == [(0,)])
+    other.close()
+
+
+def test_a_worker_whose_schema_was_dropped_sits_down_anew(engine: Any, url: str) -> None:
+    """Its session goes on, but its row went with the table, and nobody would find it."""
+    other = PostgreSQLEngine(url)
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    assert engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=0.01) == []
+    other._database.run("DROP SCHEMA {s} CASCADE")
+    with pytest.raises(EngineUnavailable):
+        engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    assert engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=0.01) == []
+    assert len(rows_of_seats(other)) == attending(other) == 1
+    other.close()
+
+
 def rows_of_seats(engine: PostgreSQLEngine) -> list[tuple[Any, ...]]:
     return engine._database.rows("SELECT queue, pid FROM {s}.seats ORDER BY pid, queue")
 
