@@ -141,6 +141,7 @@ SEATS = """
 """
 
 # What is evaluated without a table (`v_done := pg_advisory_unlock(…)`) costs PL/pgSQL a microsecond; a statement (`PERFORM pg_advisory_unlock(…)`) costs ten.
+# A lock that is tried is given back within the same expression, in which nothing can be cancelled.
 FUNCTIONS = """
     CREATE OR REPLACE FUNCTION {s}.now() RETURNS float8 LANGUAGE sql VOLATILE AS $$ SELECT extract(epoch FROM clock_timestamp())::float8 $$;
 
@@ -190,8 +191,7 @@ FUNCTIONS = """
         v_turn bigint;
         v_done boolean;
     BEGIN
-        IF pg_try_advisory_lock(v_key) THEN
-            v_done := pg_advisory_unlock(v_key);
+        IF pg_try_advisory_lock(v_key) AND pg_advisory_unlock(v_key) THEN
             RETURN 0;
         END IF;
         v_pids := ARRAY (SELECT s.pid FROM {s}.seats s WHERE s.queue = p_queue ORDER BY s.pid);
@@ -201,9 +201,7 @@ FUNCTIONS = """
             v_pid := v_pids[1 + (v_turn + i) % cardinality(v_pids)];
             v_seat := {s}.key('s' || v_pid || ' ' || p_queue);
             -- Shared, so that two who look at the same moment do not take each other for the one who sits there.
-            IF pg_try_advisory_lock_shared(v_seat) THEN
-                v_done := pg_advisory_unlock_shared(v_seat);
-            ELSE
+            IF NOT (pg_try_advisory_lock_shared(v_seat) AND pg_advisory_unlock_shared(v_seat)) THEN
                 v_told := v_told || v_pid;
             END IF;
         END LOOP;
@@ -224,9 +222,7 @@ FUNCTIONS = """
     BEGIN
         FOREACH v_name IN ARRAY v_names LOOP
             v_key := {s}.key('r' || v_name);
-            IF pg_try_advisory_lock(v_key) THEN
-                v_free := v_free + pg_advisory_unlock(v_key)::int;
-            END IF;
+            v_free := v_free + (pg_try_advisory_lock(v_key) AND pg_advisory_unlock(v_key))::int;
         END LOOP;
         IF v_free = cardinality(v_names) THEN
             RETURN;
@@ -338,6 +334,7 @@ FUNCTIONS = """
         v_revokes boolean;
         v_is_due boolean;
         v_done boolean;
+        v_key bigint;
         v_found int;
         v_chosen text[];
         v_places tid[];
@@ -423,8 +420,9 @@ FUNCTIONS = """
         IF v_found = p_limit THEN
             -- Who leaves ready work behind wakes the next.
             FOREACH v_queue IN ARRAY v_queues LOOP
-                IF pg_try_advisory_lock({s}.key('q' || v_queue)) THEN
-                    v_done := pg_advisory_unlock({s}.key('q' || v_queue));
+                v_key := {s}.key('q' || v_queue);
+                IF pg_try_advisory_lock(v_key) AND pg_advisory_unlock(v_key) THEN
+                    CONTINUE;  -- nobody waits
                 ELSIF EXISTS (SELECT FROM {s}.messages m WHERE m.state = 0 AND m.queue = v_queue) THEN
                     v_done := {s}.ring(v_queue, 1) > 0;
                 END IF;

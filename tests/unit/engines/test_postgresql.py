@@ -850,6 +850,24 @@ def test_a_session_that_was_cancelled_is_not_used_again(engine: Any, url: str) -
     other.close()
 
 
+@pytest.mark.parametrize("ring", ["ring('celery', 1)", "ring_results(ARRAY['m'], NULL)"])
+def test_who_is_cancelled_while_he_tries_a_lock_does_not_keep_it(engine: Any, url: str, ring: str) -> None:
+    """Of a pooler's session nobody would take it away again, and all who want to wait would wait for it."""
+    import psycopg
+
+    engine.queues()
+    plain = url.partition("schema=")[0].rstrip("?&")
+    often = engine._database.statement(f"SELECT count({{s}}.{ring}) FROM (SELECT generate_series(1, 3000000)) n")
+    with psycopg.connect(plain, autocommit=True) as connection:
+        for milliseconds in range(10, 50):
+            connection.execute(f"SET statement_timeout = {milliseconds}")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                connection.execute(often)  # type: ignore[call-overload]
+            connection.execute("SET statement_timeout = 0")
+            kept = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()").fetchone()
+            assert kept == (0,)
+
+
 def test_a_worker_that_was_cancelled_while_it_sat_down_does_not_keep_its_seat(engine: Any, url: str) -> None:
     """It had the lock of its seat, and waited for that of the queue. Who kept it would be told of messages while it has something to do, in the place of others."""
     engine.register(Node(id="node", name="n"), lease_seconds=60)
