@@ -286,7 +286,7 @@ class Connection:
                 values.append(None if parameter is None else _parameter(parameter))
                 formats.append(0)
         if self._owed:
-            self._receive(deadline)
+            self._obeyed(self._receive(deadline))
         if not self._prepares:
             pgconn.send_query_params(sql.encode(), values, param_formats=formats, result_format=1)
             return
@@ -310,7 +310,7 @@ class Connection:
             raise self._translated(error) from error
 
     def send(self, sql: str, parameters: Sequence[Any]) -> None:
-        """A statement whose answer nobody waits for: it is read before the next one, or with the next notification."""
+        """A statement whose answer nobody waits for: it is read before the next one, or with the next notification. If it is an error, the connection counts as lost."""
         try:
             self._send(sql, parameters, time.monotonic() + 1.0)
             self._pgconn.flush()
@@ -325,7 +325,9 @@ class Connection:
         try:
             pgconn.consume_input()
             while self._owed and not pgconn.is_busy():
-                self._owed = pgconn.get_result() is not None
+                result = pgconn.get_result()
+                self._owed = result is not None
+                self._obeyed(result)
         except BaseException as error:
             self._broken = True
             raise self._translated(error) from error
@@ -397,6 +399,12 @@ class Connection:
             raise OSError(detail)
         kind = Deadlock if code in ("40P01", "40001") else Refused
         raise kind(self.server.refusal(code, detail), code, detail)
+
+    @staticmethod
+    def _obeyed(result: pq.abc.PGresult | None) -> None:
+        """Of what nobody waited for: when it was not done, nobody knows what the session still holds."""
+        if result is not None and result.status not in _GOOD:
+            raise OSError((result.error_message or b"").decode(errors="replace").strip())
 
     def _translated(self, error: BaseException) -> BaseException:
         if isinstance(error, _Late):

@@ -890,6 +890,33 @@ def test_a_worker_that_was_cancelled_while_it_sat_down_does_not_keep_its_seat(en
     other.close()
 
 
+@pytest.mark.parametrize("who", ["worker", "thread"])
+def test_who_could_not_leave_is_not_taken_for_one_who_waits(engine: Any, url: str, who: str) -> None:
+    """Nobody waits for the answer to that; when it is an error the session ends, and its locks with it."""
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    other = PostgreSQLEngine(url)
+
+    def attend_and_leave() -> None:
+        if who == "worker":
+            assert engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=0.01) == []
+            engine._waiter.leave()
+        else:
+            with engine._listener.attending(["celery"]):
+                pass
+
+    attend_and_leave()  # what is refused then is prepared already
+    until(lambda: attending(other) == 0)
+    other._database.run("ALTER FUNCTION {s}.leave_queues RENAME TO away")
+    attend_and_leave()
+    refused = "SELECT FROM pg_stat_activity WHERE state = 'idle' AND query LIKE '%{s}.leave_queues%' AND pid <> pg_backend_pid()"
+    until(lambda: other._database.rows(refused))
+    assert attending(other) == 1
+    other._database.run("ALTER FUNCTION {s}.away RENAME TO leave_queues")
+    attend_and_leave()
+    until(lambda: attending(other) == 0)
+    other.close()
+
+
 def test_a_worker_whose_schema_was_dropped_sits_down_anew(engine: Any, url: str) -> None:
     """Its session goes on, but its row went with the table, and nobody would find it."""
     other = PostgreSQLEngine(url)
