@@ -549,7 +549,10 @@ class Server:
             case "53100":
                 advice = "The server's disk is full. Make room there; nothing was changed."
             case "53200":
-                advice = "The server is out of memory; nothing was changed."
+                advice = (
+                    "The server is out of memory, or has no room for more locks; nothing was changed. In the second case raise max_locks_per_transaction:"
+                    " who waits for messages holds a lock for each of its queues."
+                )
             case "53300" | "53400":
                 advice = "Raise the server's limits, or lower the option pool_size here."
             case "57014":

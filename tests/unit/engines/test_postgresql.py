@@ -890,6 +890,16 @@ def test_a_worker_that_was_cancelled_while_it_sat_down_does_not_keep_its_seat(en
     other.close()
 
 
+def test_who_waits_for_more_queues_than_there_is_room_for_locks_is_told_what_to_do(own_server: Server) -> None:
+    engine = PostgreSQLEngine(own_server.url)
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    with pytest.raises(EngineUnavailable, match="raise max_locks_per_transaction"):
+        engine.reserve([f"q{number}" for number in range(20_000)], limit=1, holder=HOLDER, wait_seconds=0.01)
+    engine.publish([message("m")])
+    assert len(engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)) == 1, "what it had locked is free again"
+    engine.close()
+
+
 @pytest.mark.parametrize("who", ["worker", "thread"])
 def test_who_could_not_leave_is_not_taken_for_one_who_waits(engine: Any, url: str, who: str) -> None:
     """Nobody waits for the answer to that; when it is an error the session ends, and its locks with it."""
