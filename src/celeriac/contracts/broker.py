@@ -106,7 +106,10 @@ class Broker(Inspector, Mailbox, Protocol):
         ...
 
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
-        """What a node, or one process of it, holds now, in the order in which it was reserved. Changes nothing."""
+        """What a node, or one process of it, holds now, in the order in which it was reserved. Changes nothing.
+
+        An engine may take who has been given nothing for one who waits still, and wake him in the place of others. Who asks this does not wait.
+        """
         ...
 
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:

@@ -123,6 +123,23 @@ def test_a_stop_waits_for_what_runs_and_takes_nothing_more(lab: Lab, page: Page,
     assert page.outcomes() == [] and page.done() == 3
 
 
+def test_who_takes_nothing_more_is_not_taken_for_one_who_waits(
+    lab: Lab, page: Page, make_pool: Any, send: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs may run for long, and meanwhile an engine would wake this process in the place of others."""
+    verbs: list[str] = []
+    for verb in ("reserve", "held"):
+        real = getattr(lab.engine, verb)
+        monkeypatch.setattr(lab.engine, verb, lambda *given, real=real, verb=verb, **more: verbs.append(verb) or real(*given, **more))
+    send(1)
+    pool = make_pool().begin()
+    until(lambda: pool.started and verbs.count("reserve") > 2, "it has started one, and waits for others")
+    page.stop()
+    until(lambda: verbs[-1] == "held")
+    pool.end()
+    assert pool.join() == EXIT_OK
+
+
 def test_no_more_begin_than_a_process_may_run(lab: Lab, make_pool: Any, send: Any) -> None:
     ids = send(5)
     pool = make_pool(max_tasks=2).begin()

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -109,6 +110,7 @@ class Pump:
                     self._give_back_places(places)
                     raise
                 self._start(places, deliveries)
+            self._rest()
         except NodeLost:
             self.exit_code = EXIT_LEASE_LOST
         except Exception:
@@ -218,6 +220,12 @@ class Pump:
             self._in_hand.update(delivery.id for delivery in deliveries)
             return deliveries
         return []
+
+    def _rest(self) -> None:
+        """What runs may run for long, and we wait for nothing more."""
+        if self._in_hand and self.exit_code not in _AT_ONCE:
+            with suppress(EngineUnavailable):
+                self.broker.held(self.holder.node, self.holder.process)
 
     def _overlooked(self) -> list[Delivery]:
         """What the engine has given us with an answer that was lost on its way."""
