@@ -377,7 +377,12 @@ class PostgreSQLEngine:
                     self._doubt_after_a_loss()
                     return refused, []
                 begin = time.monotonic()
-                result = waiter.run(TAKE, (*taker, self._now()), LIMITS[TAKE], self._now(), attends=bool(settlements))
+                try:
+                    result = waiter.run(TAKE, (*taker, self._now()), LIMITS[TAKE], self._now(), attends=bool(settlements))
+                except Refused as refusal:
+                    if refusal.code == "CLN01" and settlements:
+                        return refused, []  # these are settled; who asks next is told that the node is lost
+                    raise
                 deliveries = [_delivery(result, row, holder) for row in range(result.ntuples)]
         except Refused as refusal:
             if refusal.code == "CLN01":

@@ -19,7 +19,7 @@ import pytest
 from msgspec import Raw
 
 from celeriac.contracts.mailbox import Letter, Node
-from celeriac.core.errors import EncodeError, EngineCorrupt, EngineUnavailable, ImproperlyConfigured
+from celeriac.core.errors import EncodeError, EngineCorrupt, EngineUnavailable, ImproperlyConfigured, NodeLost
 from celeriac.core.message import Arrival, Delivery, Holder, Join, Message, Record, Settlement, Verdict
 from celeriac.engines import open_engine
 from tests.support.postgresql import Server, SessionServer, free_port, missing, program
@@ -565,6 +565,24 @@ def test_a_result_is_told_before_the_worker_takes_more(engine: Any, url: str, mo
     refused, more = engine.exchange([ended], ["celery"], limit=2, holder=HOLDER)
     assert (refused, [one.id for one in more]) == ([], ["n"])
     assert there == [False, True], "it settles and looks, and takes"
+    other.close()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_who_is_told_that_the_node_is_lost_has_settled_nothing(engine: Any, url: str, more: int) -> None:
+    """The trip that settles does not ask for the node, and the one that takes comes after it: so that one does not say so."""
+    engine.register(Node(id="node", name="n"), lease_seconds=60)
+    other = PostgreSQLEngine(url)
+    assert engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=0.01) == []
+    other.publish([message("m")])
+    (delivery,) = engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)
+    other._database.run("DELETE FROM {s}.nodes")
+    other.publish([message(f"n{number}") for number in range(more)])
+    assert engine.exchange([done(delivery)], ["celery"], limit=2, holder=HOLDER) == ([], [])
+    assert other.held("node") == []
+    other.publish([message("o")])
+    with pytest.raises(NodeLost):
+        engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)
     other.close()
 
 
