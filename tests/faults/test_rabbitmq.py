@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 
 import pytest
 
 from celeriac.engines import rabbitmq_sender
+from celeriac.engines import rabbitmq_wire as wire
 from tests.support.engines import Home, Homes, RabbitMQHome, every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.load import Load
 from tests.support.rabbitmq import young
-from tests.support.workers import PATIENCE_SECONDS, Project, until
+from tests.support.workers import PATIENCE_SECONDS, SHORT_LEASE, Project, until
 
 pytestmark = [pytest.mark.promise(8), every_engine(always=("rabbitmq",), engines=("rabbitmq",)), *young]
 
@@ -68,3 +71,29 @@ def test_without_memory_calls_are_refused_and_workers_finish_what_they_have(proj
     print(load.check())
     load.check_workers(troubles=1)
     assert load.workers[0].stop() == 0
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_was_acknowledged_early_and_not_heard_runs_once_and_has_not_failed(
+    make_project: MakeProject, home: RabbitMQHome, killed: bool
+) -> None:
+    """RabbitMQ never gets the acknowledgement, and gives the message to whoever is there: its task must not have begun by then, nor have failed because its process died."""
+    project = make_project(**SHORT_LEASE)
+    first = project.worker("-c", "1")
+    (process,) = first.children()
+    (proxy,) = home.proxies
+    proxy.lose(wire.acknowledgement(1, 0)[:11])
+    result = project.tasks.once.delay("only", gate="go")
+    until(lambda: proxy.lost, "it is acknowledged")
+    if killed:
+        os.kill(process, signal.SIGKILL)
+    project.worker("-c", "1")
+    project.wait_started("only")
+    until(lambda: first.children() not in ([], [process] if killed else []), "the first worker has buried its process")
+    until(lambda: "is back after" in first.log(), "the first worker is connected again")
+    assert project.state(result.id) == "PENDING"
+    project.open_gate("go")
+    project.wait_state(result.id, "SUCCESS")
+    project.wait_empty()
+    assert len(project.starts("only")) == 1
+    assert "which is not repeated" not in first.log()

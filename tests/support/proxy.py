@@ -24,6 +24,9 @@ class Proxy:
         """Each way."""
         self.stalled = False
         self.swallows = False
+        self.words = b""
+        self.lost = False
+        """What was to be lost has been said."""
         self.pairs: set[_Pair] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy to {target}", daemon=True)
@@ -61,6 +64,11 @@ class Proxy:
                 pair.forgotten = True
 
         self._do(remember)
+
+    def lose(self, words: bytes) -> None:
+        """The next connection over which a client says this is dead from there on, without a word: this is the first that does not arrive."""
+        self.lost = False
+        self.words = words
 
     def cut(self, how: How = "FIN") -> int:
         """All connections end, on both sides; returns how many there were. New ones may be made."""
@@ -147,6 +155,8 @@ class _Pair(asyncio.Protocol):
             self._early.clear()
 
     def data_received(self, data: bytes) -> None:
+        if self.proxy.words and self.proxy.words in data:
+            self.proxy.words, self.proxy.lost, self.forgotten = b"", True, True
         if self.server is not None:
             self.server.pass_on(data)
         elif not self.proxy.swallows:

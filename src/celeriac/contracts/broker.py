@@ -112,6 +112,10 @@ class Broker(Inspector, Mailbox, Protocol):
         """
         ...
 
+    def lost(self, node: str, process: int) -> list[str]:
+        """The ids of what a process of a living node was given and which may be somebody else's by now. None where a lease ends only with its node's. Changes nothing."""
+        ...
+
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
         """waiting → gone, with its record stored and its arrival counted; durable, with no worker running. Says for each id what it was:
 

@@ -188,6 +188,8 @@ class Settlement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """None for a message that was acknowledged before it ran (`acks_late=False`): there is nothing left to
     remove or to fence, and only the rest is stored: record, follow-ups, joins."""
     receipt: Any = None
+    early: bool = False
+    """The task runs after this (`acks_late=False`): when `settle` returns, nobody else gets the message any more, also if a connection is lost then."""
     message: Message | None = None
     """With RETRY: what waits from now on. With RELEASED and CRASHED: an updated message, if it changed."""
     delay_seconds: float = 0.0

@@ -222,6 +222,9 @@ class MemoryEngine:
             rows = self._storage.leased.get(node, {}).values()
             return [self._delivery(row, now) for row in rows if row.holder and process in (None, row.holder.process)]
 
+    def lost(self, node: str, process: int) -> list[str]:
+        return []
+
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
         for revocation in revocations:
             _encode(revocation)

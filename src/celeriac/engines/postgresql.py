@@ -431,6 +431,9 @@ class PostgreSQLEngine:
                 deliveries.append(_delivery(result, row, holders.setdefault(number, Holder(node, number))))
         return deliveries
 
+    def lost(self, node: str, process: int) -> list[str]:
+        return []
+
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
         if not revocations:
             return {}

@@ -255,6 +255,7 @@ class RabbitMQEngine:
         leases = [
             (one.id, one.lease.token, one.lease.holder.node, one.lease.holder.process) for one in settlements if one.lease is not None
         ]
+        early = any(one.early for one in settlements)
         speaking = any(one.follow_ups or one.verdict is not Verdict.DONE for one in settlements)
         if speaking:
             with suppress(NodeLost):
@@ -270,11 +271,12 @@ class RabbitMQEngine:
                 answered, taken = desk.exchange(wish.holder, leases, wish.queues, wish.limit, wish.wait_seconds)
                 self._settled(settlements)
                 return [*refused, *answered], taken
-            refused += desk.settle(leases) if leases else ()
+            if leases:
+                refused += desk.leave(leases) if early else desk.settle(leases)
             self._settled(settlements)
             return refused, []
         assert place is not None
-        refused += place.acknowledge(leases)
+        refused += place.leave(leases) if early else place.acknowledge(leases)
         self._settled(settlements)
         return refused, place.reserve(wish.queues, wish.limit, wish.holder) if wish is not None else []
 
@@ -368,6 +370,10 @@ class RabbitMQEngine:
             return []
         now = self._clock.time()
         return [delivery(one, self._decode, now) for one in held]
+
+    def lost(self, node: str, process: int) -> list[str]:
+        place = self._place_of(node)
+        return place.lost(node, process) if place is not None else []
 
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
         if not revocations:

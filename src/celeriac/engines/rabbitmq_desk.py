@@ -30,6 +30,8 @@ ANSWER_SECONDS = 10.0
 
 AWAY_SECONDS = 1.0
 """So long what a process asks is kept for a lost connection to come back. Then it is told, so that it can look whether it is to stop."""
+UNKNOWN_SECONDS = 5.0
+"""... and so long for a connection that is there to bring an answer: less than it takes until a supervisor that says nothing is thought to be dead."""
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
@@ -59,6 +61,10 @@ class Desk:
 
     def settle(self, leases: Sequence[Any]) -> list[str]:
         return self._ask(["settle", leases])[1]
+
+    def leave(self, leases: Sequence[Any]) -> list[str]:
+        """Settles these, whose tasks run after this: RabbitMQ gives them to nobody else any more."""
+        return self._ask(["leave", leases])[1]
 
     def stale(self, leases: Sequence[Any]) -> list[str]:
         return self._ask(["stale", leases])[1]
@@ -248,9 +254,11 @@ class Reception:
             answer = self._act(client, *request)
         except NodeLost:
             answer = "lost", [], []
-        except EngineUnavailable:
-            client.deferred = request, since
-            return
+        except EngineUnavailable as problem:
+            if time.monotonic() - since < UNKNOWN_SECONDS:
+                client.deferred = request, since
+                return
+            answer = "away", [str(problem)], []
         if answer is not None:
             self.answer(client, answer)
 

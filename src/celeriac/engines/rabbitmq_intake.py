@@ -306,9 +306,27 @@ class Intake:
         with self.lock:
             return self.ledger.settle(leases)
 
+    def leave(self, leases: Sequence[tuple[str, int, str, int]]) -> list[str]:
+        """Waits until RabbitMQ has read the acknowledgements."""
+        refused: list[str] = []
+
+        def left() -> bool:
+            with suppress(EngineUnavailable):
+                refused.extend(self.ledger.leave(leases, self.lines.ask))
+                return True
+            return False
+
+        with self.lock:
+            self._await(left, time.monotonic() + LOCAL_SECONDS)
+        return refused
+
     def holdings(self, node: str, process: int | None = None) -> list[Held]:
         with self.lock:
             return self.ledger.holdings(node, process)
+
+    def lost(self, node: str, process: int) -> list[str]:
+        with self.lock:
+            return self.ledger.lost(node, process)
 
     # -- for the processes of this node ----------------------------------------------------------------------------------------
 
@@ -320,6 +338,8 @@ class Intake:
                 return self._exchange(client, *arguments)
             case "settle":
                 return ("ok", self.ledger.settle(arguments[0]), [])
+            case "leave":
+                return ("ok", self.ledger.leave(arguments[0], self.lines.ask), [])
             case "stale":
                 return ("ok", self.ledger.stale(arguments[0]), [])
             case _:
@@ -556,6 +576,7 @@ class Intake:
                     self._blindness.seen(EngineUnavailable(closing_words(one)[1]))
                 else:
                     self._blindness.over()
+        self.ledger.answered(self.lines.answered)
         if self.ledger.not_due:
             self._put_off()
         if self.ledger.worn:

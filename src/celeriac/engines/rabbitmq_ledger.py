@@ -47,6 +47,8 @@ class Ledger:
         """... and of what was, when the connection was lost before anybody had it."""
         self.lost_until = 0.0
         """Until then, what is lost may come back."""
+        self.leaving: dict[str, tuple[Held, int]] = {}
+        """What is acknowledged before it runs, with the number of the question to RabbitMQ that follows the acknowledgement."""
         self._done: dict[str, tuple[int, float, bool]] = {}
         """Of what was settled of late: token, since when it had waited, and whether it was a publication that was repeated. Its acknowledgement may be lost."""
         self._successors: dict[str, Held] = {}
@@ -194,16 +196,61 @@ class Ledger:
                 refused.append(id)
                 self._admit_successor(id)
                 continue
-            self._done[id] = token, held.since, _MARK in held.properties
+            self._end(held)
             if held.tag is not None:
                 tags.append(held.tag)
-            if self._successors:
-                self._admit_successor(id)
         self.acknowledge(tags)
+        return refused
+
+    def leave(self, leases: Iterable[tuple[str, int, str, int]], ask: Callable[[], int]) -> list[str]:
+        """They are done before they run. Returns the ids that were refused.
+
+        RabbitMQ confirms no acknowledgement, but it answers in order: so `ask` asks it something after them, and returns the number of that question. Until it is
+        answered (`answered`), this raises EngineUnavailable, and is to be called again. When the connection is lost first, they are held still, and lost.
+        """
+        self._await_returns(leases)
+        refused: list[str] = []
+        fresh: list[Held] = []
+        waits = False
+        for id, token, node, process in leases:
+            held = self.held.get(id)
+            if held is None:
+                if self._done.get(id, _NEVER)[0] != token:
+                    refused.append(id)
+            elif held.token != token or held.holder != Holder(node, process) or held.lost:
+                refused.append(id)  # if it is lost, it stays so until its holder lets go: `lost` tells of it
+            else:
+                waits = True
+                if id not in self.leaving and id not in self.copies:  # a copy would be somebody else's when we die
+                    fresh.append(held)
+        if fresh:
+            self.acknowledge([held.tag for held in fresh if held.tag is not None])
+            number = ask()
+            for held in fresh:
+                held.tag = None
+                self.leaving[held.id] = held, number
+        if waits:
+            raise EngineUnavailable("RabbitMQ has not answered yet since a message was acknowledged.")
+        return refused
+
+    def answered(self, number: int) -> None:
+        """RabbitMQ has answered so many questions: what was acknowledged before them has left it."""
+        for id, (held, asked) in list(self.leaving.items()):
+            if asked <= number:
+                del self.leaving[id]
+                if self.held.get(id) is held:
+                    del self.held[id]
+                    self._end(held)
+                    self._decline(held)  # if it has come once more meanwhile
+
+    def _end(self, held: Held) -> None:
+        """It is done, and no more held."""
+        self._done[held.id] = held.token, held.since, _MARK in held.properties
         if len(self._done) > 2 * REMEMBERED:
             for id in list(islice(self._done, REMEMBERED)):
                 del self._done[id]
-        return refused
+        if self._successors:
+            self._admit_successor(held.id)
 
     def has_settled(self, id: str, token: int) -> bool:
         """That lease, or a later one."""
@@ -213,7 +260,13 @@ class Ledger:
         """Raises EngineUnavailable while that is not known."""
         mine = [held for held in self.of_node(node) if held.holder is not None and process in (None, held.holder.process)]
         self._await_returns([(held.id, held.token, "", 0) for held in mine])
+        if process is not None and any(held.id in self.leaving for held in mine):
+            raise EngineUnavailable("RabbitMQ has not answered yet since a message was acknowledged.")
         return [held for held in mine if not held.lost]
+
+    def lost(self, node: str, process: int) -> list[str]:
+        """The ids of what was given to a process and has not come back to us since the connection was lost."""
+        return [held.id for held in self.of_node(node) if held.lost and held.holder == Holder(node, process)]
 
     def of_node(self, node: str) -> list[Held]:
         """What was given to its processes; lost or not."""
@@ -235,6 +288,7 @@ class Ledger:
         self.not_due.clear()
         self.worn.clear()
         self.copies.clear()
+        self.leaving.clear()
         self._successors.clear()
         for held in unclaimed:
             if self.held.pop(held.id, None) is not None:
@@ -248,6 +302,7 @@ class Ledger:
     def forget(self) -> None:
         """What is held is gone, or with others for good."""
         self.held.clear()
+        self.leaving.clear()
         self.lost_until = 0.0
 
     def _await_returns(self, leases: Iterable[tuple[str, int, str, int]]) -> None:

@@ -77,6 +77,9 @@ class Lines:
         self._notes_open = False
         self._unacknowledged_notes = 0
         self._declared: set[tuple[str, str]] = set()
+        self.answered = 0
+        """How many of our questions (`ask`) over this connection have an answer."""
+        self._asked = 0
         self._given: deque[int] = deque()
         """The numbers of what RabbitMQ has given, from the first that is not settled on …"""
         self._settled: set[int] = set()
@@ -127,6 +130,7 @@ class Lines:
         self._ended.clear()
         self._notes_open = False
         self._declared.clear()
+        self.answered = self._asked = 0
         self._given.clear()
         self._settled.clear()
         self._outbox.clear()
@@ -274,6 +278,8 @@ class Lines:
                     if begun.closing:
                         connection.send(wire.cancel(1, begun.tag), time.monotonic() + LOCAL_SECONDS)
                     yield begun, one
+            elif method == wire.CHANNEL_FLOW_OK:
+                self.answered += 1
             elif method == wire.BASIC_CANCEL_OK:
                 self._has_ended(wire.read_short(one.arguments, 0)[0])
             elif method == wire.BASIC_CANCEL:  # the queue was deleted, or its node is gone
@@ -335,6 +341,13 @@ class Lines:
         data += [wire.acknowledgement(1, tag) for tag in tags if tag > up_to]
         with suppress(EngineUnavailable):  # whoever reads next finds the connection closed
             connection.send(b"".join(data), time.monotonic() + self.heartbeat_seconds)
+
+    def ask(self) -> int:
+        """A question that changes nothing. When so many are answered as this returns, RabbitMQ has read all that was acknowledged before."""
+        deadline = time.monotonic() + LOCAL_SECONDS
+        self.connected(deadline).send(wire.frame(1, wire.CHANNEL_FLOW, b"\x01"), deadline)
+        self._asked += 1
+        return self._asked
 
     def note_was_read(self, tag: int) -> None:
         self._unacknowledged_notes += 1

@@ -188,6 +188,9 @@ class RedisEngine:
         deliveries.sort(key=lambda delivery: _order(delivery.receipt))
         return [delivery for delivery in deliveries if process in (None, delivery.lease.holder.process)]
 
+    def lost(self, node: str, process: int) -> list[str]:
+        return []
+
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
         rows = []
         for revocation in revocations:

@@ -194,6 +194,9 @@ class SQLiteEngine:
             if process in (None, row[8])
         ]
 
+    def lost(self, node: str, process: int) -> list[str]:
+        return []
+
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
         now = self._clock.time()
         effects = _Effects()

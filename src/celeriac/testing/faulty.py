@@ -156,6 +156,9 @@ class FaultyEngine:
     def held(self, node: str, process: int | None = None) -> list[Delivery]:
         return self._operate("held", lambda: self.engine.held(node, process))
 
+    def lost(self, node: str, process: int) -> list[str]:
+        return self._operate("lost", lambda: self.engine.lost(node, process))
+
     def revoke(self, revocations: Sequence[Revocation]) -> dict[str, str]:
         return self._operate("revoke", lambda: self.engine.revoke(revocations))
 

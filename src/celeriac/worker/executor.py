@@ -406,7 +406,7 @@ class Executor:
         assert delivery.message is not None
         self.acknowledged(delivery.id)
         done = Settlement(
-            id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt, leaves=delivery.message.joined
+            id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, receipt=delivery.receipt, early=True, leaves=delivery.message.joined
         )
         return not self.broker.settle([done])
 

@@ -33,7 +33,10 @@ def recover(process: Process, settler: Settler) -> None:
     still_ours = {delivery.id for delivery in held}
     kept = [settlement for settlement in outcomes if settlement.id in still_ours or settlement.lease is None]
     back = [_verdict(process, delivery, running) for delivery in held if delivery.id not in finished]
-    lost = [_lost(process, task_id) for task_id in _without_outcome(acknowledged - still_ours, settler)]
+    gone = acknowledged - still_ours
+    if gone:  # not what it was about to acknowledge when others got it
+        gone -= set(settler.broker.lost(process.plan.node, process.number))
+    lost = [_lost(process, task_id) for task_id in _without_outcome(gone, settler)]
     settler.settle([*kept, *back, *lost])
 
 

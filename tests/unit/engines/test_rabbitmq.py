@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import pytest
 
 from celeriac.contracts.mailbox import Letter
 from celeriac.core.errors import EngineCorrupt, EngineUnavailable
-from celeriac.core.message import Holder, Verdict
+from celeriac.core.message import Delivery, Holder, Verdict
 from celeriac.core.routing import queues_from
 from celeriac.engines import rabbitmq_desk, rabbitmq_intake
 from celeriac.engines import rabbitmq_wire as wire
@@ -530,6 +531,28 @@ def lose_unnoticed(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> w
         patch.setattr(lost, "drop", lambda reason: None)
         engine._intake.lines.disconnect()
     return lost
+
+
+def test_what_was_acknowledged_early_comes_back_to_nobody_when_its_connection_breaks(
+    server: Server, engine: RabbitMQEngine, prefix: str
+) -> None:
+    """Broken off, with the last of it unread: RabbitMQ gives the messages of such to others."""
+    engine.publish(messages(200))
+    engine.publish([message("last")])
+    holder = start(engine)
+    held: list[Delivery] = []
+    eventually(lambda: (held.extend(take(engine, holder, limit=200 - len(held))), len(held) == 200)[1])
+    for delivery in held:
+        assert engine.settle([settlement(delivery, early=True)]) == []
+    connection = engine._intake.lines.connection
+    assert connection is not None
+    connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    engine._intake.forget()
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as other:
+        delivery = taken(other, start(other, "bert"))
+        assert delivery.id == "last"
+        other.settle([settlement(delivery)])
+        assert take(other, delivery.lease.holder) == []
 
 
 def test_there_is_room_for_what_a_lost_connection_held(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> None:

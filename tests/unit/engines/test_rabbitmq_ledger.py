@@ -25,6 +25,7 @@ class Broker:
         self.acknowledged: list[int] = []
         self.ledger = Ledger(Topology(), FakeClock(), self.acknowledged.extend)
         self._tags = 0
+        self.asked = 0
 
     def give(self, id: str, *, kind: str = "queue", wait: float = 0.0, **fields: Any) -> int:
         self._tags += 1
@@ -37,6 +38,13 @@ class Broker:
 
     def settle(self, *ids: str, token: int = 1) -> list[str]:
         return self.ledger.settle([(id, token, "anna", 1) for id in ids])
+
+    def leave(self, *ids: str, token: int = 1) -> list[str]:
+        return self.ledger.leave([(id, token, "anna", 1) for id in ids], self._ask)
+
+    def _ask(self) -> int:
+        self.asked += 1
+        return self.asked
 
     def reconnect(self) -> None:
         self.ledger.lose([])
@@ -59,6 +67,71 @@ def test_what_is_given_is_buffered_held_and_done(broker: Broker) -> None:
     assert broker.settle("m", "n") == ["n"]
     assert broker.acknowledged == tags[:1]
     assert (broker.ledger.holdings("anna"), broker.ledger.count(["celery"])) == ([], 1)
+
+
+def test_what_is_acknowledged_early_is_gone_when_rabbitmq_has_answered(broker: Broker) -> None:
+    tags = [broker.give("m"), broker.give("n")]
+    broker.take()
+    for id in ("m", "n", "m"):
+        with pytest.raises(EngineUnavailable):
+            broker.leave(id)
+    assert (broker.acknowledged, broker.asked) == (tags, 2), "each is said once"
+    with pytest.raises(EngineUnavailable):
+        broker.ledger.holdings("anna", 1)
+    broker.ledger.answered(1)
+    assert (broker.leave("m"), list(broker.ledger.held)) == ([], ["n"])
+    broker.ledger.answered(2)
+    assert (broker.leave("n"), broker.leave("other"), broker.leave("m", token=2)) == ([], ["other"], ["m"])
+    assert (broker.ledger.holdings("anna", 1), broker.ledger.lost("anna", 1)) == ([], [])
+
+
+def test_an_early_acknowledgement_that_was_lost_is_said_again_when_its_message_comes_back(broker: Broker) -> None:
+    broker.give("m")
+    broker.take()
+    with pytest.raises(EngineUnavailable):
+        broker.leave("m")
+    broker.reconnect()
+    broker.ledger.answered(1)
+    with pytest.raises(EngineUnavailable):
+        broker.leave("m")
+    tag = broker.give("m", token=1, doubtful=True, returns=1)
+    with pytest.raises(EngineUnavailable):
+        broker.leave("m")
+    assert broker.acknowledged[-1] == tag
+    broker.ledger.answered(2)
+    assert broker.leave("m") == []
+
+
+def test_an_early_acknowledgement_is_refused_when_its_message_does_not_come_back(broker: Broker) -> None:
+    """And for as long as its holder, alive or dead, has not let go of it, it is said to be lost."""
+    broker.give("m")
+    broker.take()
+    with pytest.raises(EngineUnavailable):
+        broker.leave("m")
+    broker.reconnect()
+    broker.give_up_waiting()
+    assert (broker.leave("m"), broker.ledger.lost("anna", 1), broker.ledger.lost("anna", 2)) == (["m"], ["m"], [])
+    assert (broker.ledger.stale([("m", 1, "anna", 1)]), broker.ledger.lost("anna", 1)) == (["m"], [])
+
+
+def test_what_is_on_its_way_into_custody_is_acknowledged_early_when_it_is_there(broker: Broker) -> None:
+    """Else its copy comes back to others, when the worker dies."""
+    broker.give("m")
+    broker.take()
+    broker.ledger.copies["m"] = 1
+    with pytest.raises(EngineUnavailable):
+        broker.leave("m")
+    assert (broker.acknowledged, broker.asked) == ([], 0)
+
+
+def test_what_comes_once_more_while_it_is_acknowledged_early_is_acknowledged_too(broker: Broker) -> None:
+    broker.give("m")
+    broker.take()
+    with pytest.raises(EngineUnavailable):
+        broker.leave("m")
+    again = broker.give("m")
+    broker.ledger.answered(1)
+    assert (broker.acknowledged[-1], broker.take()) == (again, [])
 
 
 def test_another_lease_settles_nothing(broker: Broker) -> None:

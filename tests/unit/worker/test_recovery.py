@@ -155,6 +155,18 @@ def test_what_ran_and_belongs_to_somebody_else_by_now_has_not_failed(lab: Lab, d
     assert lab.state(delivery.id) == "SUCCESS"
 
 
+def test_what_others_got_when_it_was_about_to_be_acknowledged_has_not_failed(
+    lab: Lab, died: Make, deliver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a connection is lost before RabbitMQ has heard the acknowledgement."""
+    delivery = deliver()
+    lab.engine.settle([Settlement(id=delivery.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt)])
+    (elsewhere,) = lab.reserve(process=2)
+    monkeypatch.setattr(lab.engine, "lost", lambda node, process: [delivery.id])
+    recover(died(delivery.id, early=[delivery.id]), lab.settler)
+    assert (lab.where(delivery.id), lab.state(delivery.id), elsewhere.id) == ("leased", None, delivery.id)
+
+
 def test_outcomes_of_what_others_hold_are_left_out(lab: Lab, died: Make, deliver: Any) -> None:
     delivery = deliver()
     lab.engine.settle([Settlement(id=delivery.id, verdict=Verdict.RELEASED, lease=delivery.lease, receipt=delivery.receipt)])
@@ -173,7 +185,7 @@ def test_a_revoked_task_that_ran_is_not_repeated(lab: Lab, died: Make, deliver: 
     assert (lab.where(delivery.id), lab.state(delivery.id)) == (None, "REVOKED")
 
 
-@pytest.mark.parametrize("verb", ["held", "fetch", "settle"])
+@pytest.mark.parametrize("verb", ["held", "lost", "fetch", "settle"])
 def test_it_can_be_done_again_when_the_engine_was_away(lab: Lab, died: Make, deliver: Any, verb: str) -> None:
     finished, ran, early = deliver(), deliver(), deliver()
     lab.engine.settle([Settlement(id=early.id, verdict=Verdict.DONE, lease=early.lease, receipt=early.receipt)])

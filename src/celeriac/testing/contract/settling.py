@@ -108,7 +108,9 @@ class Settling(EngineTests):
     def test_without_a_lease_only_the_outcome_is_stored(self, engine: Engine) -> None:
         engine.publish([message("m")])
         delivery = take_one(engine, start(engine))
-        assert engine.settle([settlement(delivery)]) == []  # acknowledged; then it runs
+        assert engine.settle([settlement(delivery, early=True)]) == []  # acknowledged; then it runs
+        process = delivery.lease.holder.process
+        assert (engine.held("anna", process), engine.lost("anna", process)) == ([], [])
         outcome = Settlement(id="m", verdict=Verdict.DONE, lease=None, record=record("m"), follow_ups=[message("n")])
         assert engine.settle([outcome]) == []
         assert engine.fetch(["m"])["m"].status == "SUCCESS"
