@@ -46,8 +46,8 @@ from .network import readable
 from .rabbitmq_desk import Answer, Client, Reception, Wish
 from .rabbitmq_held import Held, addressed, read_slip, readdressed, relabelled
 from .rabbitmq_ledger import Ledger
-from .rabbitmq_lines import REPEAT_SECONDS, Consumer, Lines, closing_words
-from .rabbitmq_sender import LETTER_SECONDS, LOCAL_SECONDS, MANY_DELIVERIES, Publication, Sender, is_being_made, noted
+from .rabbitmq_lines import Consumer, Lines, closing_words
+from .rabbitmq_sender import LETTER_SECONDS, LOCAL_SECONDS, MANY_DELIVERIES, Publication, Sender, noted
 
 QUIET_SECONDS = 0.05
 """Nobody has asked for so long: what is buffered would wait behind something long. Twice as long after each time that it was given back for this, up to …"""
@@ -494,7 +494,7 @@ class Intake:
         if self._custody:
             self._open_custody()
         for address in self.letters:
-            self._listen_to(address)
+            self.lines.read_letters(address)
         # As much as the last one had been given: what is held is among it, and those who hold it ask for nothing new before they have settled it.
         for queue, prefetch in list(self._windows.items()):
             self._consume(queue, prefetch)
@@ -594,9 +594,7 @@ class Intake:
             case "custody":
                 self._came_into_custody(one, tag)
             case "letters":
-                posted_at, letter = _decode_letter(one.body)
-                if posted_at > self.clock.time() - LETTER_SECONDS:
-                    self.letters.setdefault(consumer.queue, deque()).append(letter)
+                self._came(one.body, consumer.queue)
             case _:
                 self._noted(_json(one.body))
                 self.lines.note_was_read(tag)
@@ -762,28 +760,24 @@ class Intake:
 
     def collect(self, address: str, timeout_seconds: float) -> list[Letter]:
         """The letters of a mailbox. While it waits, the processes of this node are served."""
-        for last in (False, False, True):
-            try:
-                return self._collect(address, timeout_seconds)
-            except EngineUnavailable as problem:
-                with self.lock:
-                    self._serve_meanwhile(problem)
-                # Somebody may be making the same mailbox, to post there. What holds messages begins anew only when it must.
-                if last or self.ledger.held or not is_being_made(problem):
-                    raise
-            time.sleep(REPEAT_SECONDS)
-        raise AssertionError("unreachable")
+        try:
+            return self._collect(address, timeout_seconds)
+        except EngineUnavailable as problem:
+            with self.lock:
+                self._serve_meanwhile(problem)
+            raise
 
     def _collect(self, address: str, timeout_seconds: float) -> list[Letter]:
         deadline = time.monotonic() + timeout_seconds
         with self.lock:
             self.lines.connected(time.monotonic() + LOCAL_SECONDS)
-            expected = 0
             if address not in self.letters:
-                expected = self._listen_to(address)
+                there = self.sender.take_letters(address, time.monotonic() + LOCAL_SECONDS)
+                self.lines.read_letters(address)
+                for body in there:
+                    self._came(body, address)
                 self.letters.setdefault(address, deque())
                 self._leave_mailboxes()
-                deadline = max(deadline, time.monotonic() + 0.2 * bool(expected))
                 if address in self.nodes and not self._follows:
                     self.sync(time.monotonic() + LOCAL_SECONDS)
         while True:
@@ -792,7 +786,7 @@ class Intake:
                 self.lines.ask_if_in_doubt()
                 self._tick()
                 box = self.letters.get(address)
-                if box and (len(box) >= expected or time.monotonic() > deadline):
+                if box:
                     self.letters[address] = deque()
                     return list(box)
                 descriptors = [*self.lines.descriptors(), *self.reception.descriptors()]
@@ -811,15 +805,10 @@ class Intake:
         self.reception.excuse(problem)
         self._answer_those_who_ask(time.monotonic())
 
-    def _listen_to(self, address: str) -> int:
-        """From now on its letters come to us. Returns how many are there already."""
-        deadline = time.monotonic() + LOCAL_SECONDS
-        with self.sender.link(deadline) as link:
-            link.declared.discard(("letters", address))  # it may have expired meanwhile
-            link.declare("letters", address, deadline)
-            there = link.risk(wire.declare_queue(2, self.topology.name("letters", address), passive=True), wire.QUEUE_DECLARE_OK, deadline)
-        self.lines.read_letters(address, deadline)
-        return wire.counted(there)[1]
+    def _came(self, body: bytes, address: str) -> None:
+        posted_at, letter = _decode_letter(body)
+        if posted_at > self.clock.time() - LETTER_SECONDS:
+            self.letters.setdefault(address, deque()).append(letter)
 
     def _leave_mailboxes(self) -> None:
         """They expire then."""

@@ -217,12 +217,16 @@ class Lines:
             self.consumers["custody"] = Consumer("custody", "", "custody")
             connection.send(wire.prefetch(1, 0) + wire.consume(1, name, "custody"), deadline)
 
-    def read_letters(self, address: str, deadline: float) -> None:
+    def read_letters(self, address: str) -> None:
+        """A mailbox that is just being made ends the connection (see `Sender.take_letters`)."""
+        self.declare([("letters", address)])
+        deadline = time.monotonic() + LOCAL_SECONDS
         connection = self.connected(deadline)
         tag = self._consumer(address, "letters").tag
         connection.send(wire.consume(2, self.topology.name("letters", address), tag, acknowledged=False), deadline)
 
     def leave_letters(self, addresses: Iterable[str]) -> None:
+        self._declared -= {("letters", address) for address in addresses}
         for consumer in self.consumers.values():
             if consumer.kind == "letters" and consumer.queue in addresses:
                 self.connected(time.monotonic() + LOCAL_SECONDS).send(wire.cancel(2, consumer.tag), time.monotonic() + LOCAL_SECONDS)

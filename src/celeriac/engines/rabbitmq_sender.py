@@ -382,6 +382,19 @@ class Link(wire.Connection):
             self._scratch = False
             raise _as_error(refused, topology.due) from refused
 
+    # -- letters -----------------------------------------------------------------------------------------------------
+
+    def take_letters(self, address: str, deadline: float) -> list[bytes]:
+        self.declared.discard(("letters", address))  # it may have expired meanwhile
+        self.declare("letters", address, deadline)
+        letters: list[bytes] = []
+        while True:
+            self.send(wire.get(2, self.topology.name("letters", address), acknowledged=False), deadline)
+            found = self.await_one(2, (wire.BASIC_GET_OK, wire.BASIC_GET_EMPTY), deadline)
+            if found.method == wire.BASIC_GET_EMPTY:
+                return letters
+            letters.append(found.body)
+
     # -- notes -------------------------------------------------------------------------------------------------------
 
     def note(self, stream: str, note: dict[str, Any], deadline: float) -> None:
@@ -490,6 +503,11 @@ class Sender:
 
     def read_notes(self, stream: str, since: float | None, deadline: float) -> list[dict[str, Any]]:
         return self._patiently(lambda link, until: link.read_notes(stream, since, until), deadline)
+
+    def take_letters(self, address: str, deadline: float) -> list[bytes]:
+        """All that are in a mailbox now. Whoever reads it afterwards finds it made: RabbitMQ ends a connection that reads a queue which somebody else is just making, such
+        as the one who posts there. Here that is a connection that holds nothing."""
+        return self._patiently(lambda link, until: link.take_letters(address, until), deadline)
 
     def _patiently(self, action: Callable[[Link, float], T], deadline: float) -> T:
         """For what may be done twice: again, when the connection was lost, and until a stream is there that is just being made, or started with its server (what is

@@ -268,8 +268,8 @@ def cancel(channel: int, tag: str) -> bytes:
     return frame(channel, BASIC_CANCEL, shortstr(tag) + b"\x00")
 
 
-def get(channel: int, queue: str) -> bytes:
-    return frame(channel, BASIC_GET, b"\x00\x00" + shortstr(queue) + b"\x00")
+def get(channel: int, queue: str, *, acknowledged: bool = True) -> bytes:
+    return frame(channel, BASIC_GET, b"\x00\x00" + shortstr(queue) + (b"\x00" if acknowledged else b"\x01"))
 
 
 # -- methods that arrive ---------------------------------------------------------------------------------------------

@@ -619,18 +619,21 @@ def test_what_comes_back_late_is_its_holders_again(engine: RabbitMQEngine) -> No
 
 
 def test_a_mailbox_that_two_make_in_one_moment(server: Server, prefix: str) -> None:
-    """RabbitMQ ends a connection that reads a queue which somebody else is just making."""
+    """RabbitMQ ends a connection that reads a queue which somebody else is just making. It is not the one over which messages are held."""
 
     def ask(place: int) -> None:
         with (
             closing(RabbitMQEngine(server.url, name_prefix=prefix)) as reader,
             closing(RabbitMQEngine(server.url, name_prefix=prefix)) as writer,
         ):
+            reader.collect("first")
+            connection = reader._intake.lines.connection
             with ThreadPoolExecutor(1) as thread:
                 for number in range(100):
                     posted = thread.submit(writer.post, [f"{place}-{number}"], Letter(method="m"))
                     assert [letter.method for letter in reader.collect(f"{place}-{number}", 10.0)] == ["m"]
                     posted.result(10.0)
+            assert reader._intake.lines.connection is connection
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(ask, range(4)))
