@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from uuid import uuid4
 
 import pytest
 
@@ -97,3 +98,34 @@ def test_what_was_acknowledged_early_and_not_heard_runs_once_and_has_not_failed(
     project.wait_empty()
     assert len(project.starts("only")) == 1
     assert "which is not repeated" not in first.log()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_queue_of_custody_that_somebody_deletes_takes_nothing_with_it(make_project: MakeProject, home: RabbitMQHome, dies: bool) -> None:
+    """The only copy that RabbitMQ had of what runs was in it."""
+    assert home.server is not None
+    prefix = f"test-{uuid4().hex}."
+    project = make_project(broker_transport_options={"name_prefix": prefix, "custody_seconds": 0.5})
+    worker = project.worker("-c", "1")
+    result = project.tasks.work.apply_async(["long"], {"gate": "go"}, link=project.tasks.after.s("child"))
+
+    def kept() -> str:
+        assert home.server is not None
+        rows = home.server.control("list_queues", "name", "messages_unacknowledged", "--quiet", "--no-table-headers").splitlines()
+        return next(
+            (name for name, held in (row.split() for row in rows) if name.startswith(f"{prefix}celeriac.held.") and held == "1"), ""
+        )
+
+    home.server.control("delete_queue", until(kept, "it is in custody"))
+    until(kept, "it is in custody again")
+    if dies:
+        worker.signal_all(signal.SIGKILL)
+        worker.wait()
+        project.worker("-c", "1")
+        project.wait_started("long", times=2)
+    project.open_gate("go")
+    project.wait_state(result.id, "SUCCESS")
+    until(lambda: project.starts("child"), "what follows it has run")
+    project.wait_empty()
+    assert len(project.starts("long")) == 1 + dies
+    assert "refused" not in worker.log()

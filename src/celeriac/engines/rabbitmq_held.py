@@ -35,7 +35,9 @@ class Held(msgspec.Struct, array_like=True):
     again: bool = False
     """It may be a second copy of a message that is done."""
     tag: int | None = None
-    """The broker's number of it; None while it is lost, or when it was acknowledged before it ran."""
+    """The broker's number of it; None while it is lost, when it was acknowledged before it ran, or when its queue of custody is gone: then only we have it."""
+    kept: bool = False
+    """That number is of its copy in custody."""
     lost: bool = False
     """The connection that held it is gone: the broker gives it to whoever comes first, maybe to us again."""
     holder: Holder | None = None

@@ -445,7 +445,7 @@ class Intake:
         if now - self._custody_at >= 1.0:
             self._custody_at = now
             self._name_queues()
-            self._take_into_custody(now)
+            self._copy_into_custody(self.ledger.due_for_custody(self.custody_seconds, self.nodes))
 
     def _surplus(self, now: float) -> bool:
         """Something is buffered, and nobody has asked for a while: all processes run something long, and do not just wait for what a lost connection held."""
@@ -576,6 +576,8 @@ class Intake:
                     self._blindness.seen(EngineUnavailable(closing_words(one)[1]))
                 else:
                     self._blindness.over()
+            elif consumer.kind == "custody" and one.method != wire.BASIC_CONSUME_OK:
+                self._lose_custody()
         self.ledger.answered(self.lines.answered)
         if self.ledger.not_due:
             self._put_off()
@@ -623,27 +625,13 @@ class Intake:
 
     # -- custody -------------------------------------------------------------------------------------------------------------------
 
-    def _take_into_custody(self, now: float) -> None:
-        """What is held for long."""
-        self._copy_into_custody(
-            [
-                held for held in self.ledger.held.values()
-                if now - held.taken_at > self.custody_seconds and held.tag is not None and held.id not in self.ledger.copies
-                and held.holder is not None and held.holder.node in self.nodes
-            ]
-        )  # fmt: skip
-
     def _copy_into_custody(self, messages: Sequence[Held]) -> None:
         """A copy to a queue of our own. When it comes to us from there, the original is acknowledged: the broker's clock, and its count, begin anew."""
         if not messages:
             return
-        if not self._custody:
-            self._custody = self.topology.own(f"held.{new_id()}")
-            try:
-                self._open_custody()
-            except EngineUnavailable:
-                self._custody = ""
-                raise
+        self._custody = self._custody or self.topology.own(f"held.{new_id()}")
+        if not self.lines.has_custody():
+            self._open_custody()
         publications = []
         for held in messages:
             held.taken_at = time.monotonic()
@@ -673,6 +661,12 @@ class Intake:
             link.risk(wire.bind_queue(2, name, name, ""), wire.QUEUE_BIND_OK, deadline)
         self.lines.hold_custody(name, deadline)
 
+    def _lose_custody(self) -> None:
+        """Somebody has deleted the queue. It is made anew for what has to be in it."""
+        logger.warning("The queue %r, in which RabbitMQ keeps what runs here for long, was deleted; it is made anew.", self._custody)
+        self.ledger.lose_custody()
+        self._custody_at = 0.0
+
     def _came_into_custody(self, one: wire.Arrived, tag: int) -> None:
         ledger = self.ledger
         headers, _ = wire.read_properties(one.properties)
@@ -681,9 +675,7 @@ class Intake:
             del ledger.copies[id]
         held = ledger.held.get(id)
         if held is not None and held.token == token:
-            if held.tag is not None:
-                self.lines.acknowledge([held.tag])
-            held.tag, held.lost = tag, False
+            ledger.came_into_custody(held, tag)
             self._keep_promise(held)
         elif ledger.void.pop(id, None) == token or ledger.has_settled(id, token):
             self.lines.acknowledge([tag])  # the original is with the broker, or it was settled while this was on its way

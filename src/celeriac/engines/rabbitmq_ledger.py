@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from operator import attrgetter
@@ -69,7 +69,7 @@ class Ledger:
                 self._succeeds(held)
         elif known is not None:
             if known.lost or known.tag is None:  # our own, from before the connection was lost: its task still runs
-                known.tag, known.lost = held.tag, False
+                known.tag, known.lost, known.kept = held.tag, False, False
                 if held.returns >= WORN_RETURNS:
                     self.worn.append(known)
             else:
@@ -280,6 +280,33 @@ class Ledger:
                 self.void[held.id] = held.token
             self._admit_successor(held.id)
 
+    # -- held for long ---------------------------------------------------------------------------------------------------------------
+
+    def due_for_custody(self, seconds: float, nodes: Container[str]) -> list[Held]:
+        """Of these nodes: what has been held for so long since it was taken, or last taken into custody; and what only we have."""
+        now = time.monotonic()
+        return [
+            held for held in self.held.values()
+            if (held.tag is None or now - held.taken_at > seconds) and not held.lost and held.id not in self.copies
+            and held.id not in self.leaving and held.holder is not None and held.holder.node in nodes
+        ]  # fmt: skip
+
+    def came_into_custody(self, held: Held, tag: int) -> None:
+        if held.tag is not None:
+            self.acknowledge([held.tag])
+        held.tag, held.lost, held.kept = tag, False, True
+
+    def lose_custody(self) -> None:
+        """Its queue was deleted, with all that was in it, and that was on its way there."""
+        gone = {held.tag: held for held in self.held.values() if held.kept and held.tag is not None}
+        self.acknowledge([*gone])  # there are no such messages any more, but their numbers still count
+        for held in gone.values():
+            held.tag = None
+        for id in self.copies:
+            if id in self.held:
+                self.held[id].taken_at = -math.inf
+        self.copies.clear()
+
     # -- lost ------------------------------------------------------------------------------------------------------------------------
 
     def lose(self, unclaimed: Iterable[Held]) -> None:
@@ -288,14 +315,14 @@ class Ledger:
         self.not_due.clear()
         self.worn.clear()
         self.copies.clear()
-        self.leaving.clear()
         self._successors.clear()
         for held in unclaimed:
             if self.held.pop(held.id, None) is not None:
                 self.void[held.id] = held.token
         for held in self.held.values():
-            held.lost = True
+            held.lost = held.lost or held.tag is not None or held.id in self.leaving  # else nobody has it but us
             held.tag = None
+        self.leaving.clear()
         if self.held:
             self.lost_until = math.inf
 

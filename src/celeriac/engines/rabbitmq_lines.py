@@ -213,9 +213,13 @@ class Lines:
     def hold_custody(self, name: str, deadline: float) -> None:
         """What comes to this queue of our own is given to us, and given back to nobody."""
         connection = self.connected(deadline)
-        if "custody" not in self.consumers:  # a new connection has begun with it
-            self.consumers["custody"] = Consumer("custody", "", "custody")
+        if not self.has_custody():  # a new connection has begun with it
+            self.consumers["custody"] = Consumer("custody", name, "custody")
             connection.send(wire.prefetch(1, 0) + wire.consume(1, name, "custody"), deadline)
+
+    def has_custody(self) -> bool:
+        """There is a queue of our own, as far as RabbitMQ has told."""
+        return "custody" in self.consumers
 
     def read_letters(self, address: str) -> None:
         """A mailbox that is just being made ends the connection (see `Sender.take_letters`)."""
@@ -264,7 +268,7 @@ class Lines:
                 one.heartbeat()
 
     def arrivals(self) -> Iterator[tuple[Consumer, wire.Arrived]]:
-        """What was read and is not for us to judge: messages; that a subscription has begun; that the channel of the notes was closed."""
+        """What was read and is not for us to judge: messages; that a subscription has begun; that the channel of the notes was closed; that the queue of custody is gone."""
         connection = self.connection
         if connection is None:
             return
@@ -292,6 +296,8 @@ class Lines:
                     for kind in ("returned", "queue"):
                         self.open.pop((gone.queue, kind), None)
                     self._declared = {need for need in self._declared if need[1] != gone.queue}
+                    if gone.kind == "custody":
+                        yield gone, one
             elif method == wire.CHANNEL_CLOSE and one.channel == NOTES:
                 connection.send(wire.frame(NOTES, wire.CHANNEL_CLOSE_OK), time.monotonic() + LOCAL_SECONDS)
                 self._notes_open = False
@@ -305,7 +311,14 @@ class Lines:
             elif method not in _NOTHING_TO_SAY:
                 later.append(one)
         arrived.extend(later)
-        self._hear_confirmations()
+        closed = self._hear_confirmations()
+        if closed is not None:
+            _, text = closing_words(closed)
+            custody = self.consumers.get("custody")
+            if custody is not None and custody.queue in text:  # its exchange went with it
+                yield custody, closed
+            self.disconnect()
+            raise EngineUnavailable(f"RabbitMQ closed a channel: {text}")
 
     def _delivered(self, one: wire.Arrived) -> Consumer:
         name, tag, *_ = wire.delivered(one)
@@ -447,14 +460,15 @@ class Lines:
             self.outlet = fresh
         return self.outlet
 
-    def _hear_confirmations(self) -> None:
+    def _hear_confirmations(self) -> wire.Arrived | None:
+        """Returns the end of the channel, if that has come."""
         while self.outlet is not None and self.outlet.arrived:
             one = self.outlet.arrived.popleft()
             if one.method in _ABOUT_PUBLICATIONS:
                 self._answered(one)
             elif one.method == wire.CHANNEL_CLOSE:
-                self.disconnect()
-                raise EngineUnavailable(f"RabbitMQ closed a channel: {wire.read_short(one.arguments, 2)[0]}")
+                return one
+        return None
 
     def _answered(self, one: wire.Arrived) -> None:
         """What RabbitMQ says of what we have published."""

@@ -195,6 +195,46 @@ def test_what_was_in_custody_comes_back_when_its_worker_is_gone(server: Server, 
         assert other.settle([settlement(delivery)]) == []
 
 
+def into_custody(engine: RabbitMQEngine, id: str) -> None:
+    """Whoever runs it is slow."""
+    held = engine._intake.ledger.held[id]
+    first = held.tag
+    engine._intake._custody_at = 0.0
+    eventually(lambda: collected(engine) and held.tag not in (None, first))
+
+
+def collected(engine: RabbitMQEngine) -> bool:
+    with suppress(EngineUnavailable):
+        return engine.collect("anna", 0.05) == []
+    return False
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_queue_of_custody_that_is_deleted_is_made_anew_with_what_was_in_it(server: Server, prefix: str, noticed: bool) -> None:
+    """RabbitMQ says that the queue is gone; or it refuses a copy first, and closes the channel over it."""
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix, custody_seconds=0.05)) as engine:
+        engine.publish(messages(2))
+        holder = start(engine)
+        first, second = taken(engine, holder), taken(engine, holder)
+        into_custody(engine, first.id)
+        intake = engine._intake
+        connection, tag = intake.lines.connection, intake.ledger.held[first.id].tag
+        delete_queue(engine, intake._custody.removeprefix(prefix))
+        if not noticed:
+            intake._copy_into_custody([intake.ledger.held[second.id]])
+        eventually(lambda: collected(engine) and intake.ledger.held[first.id].tag not in (None, tag))
+        assert (intake.lines.connection is connection) == noticed
+        assert ids(engine.held("anna")) == [first.id, second.id]
+        into_custody(engine, second.id)
+        assert engine.settle([settlement(first)]) == []
+        intake.forget()  # as SIGKILL does
+    with closing(RabbitMQEngine(server.url, name_prefix=prefix)) as other:
+        delivery = taken(other, start(other, "bert"))
+        assert (delivery.id, delivery.crashes) == (second.id, 1)
+        assert other.settle([settlement(delivery)]) == []
+        assert take(other, delivery.lease.holder) == []
+
+
 def test_what_only_came_back_is_no_crash_and_from_then_on_the_death_of_its_holder_is(server: Server, prefix: str) -> None:
     engine = RabbitMQEngine(server.url, name_prefix=prefix)
     engine.publish([message("m")])

@@ -212,6 +212,23 @@ def test_two_copies_never_run_side_by_side(broker: Broker) -> None:
     assert (broker.take(), broker.acknowledged) == (["m"], [second])
 
 
+def test_what_was_in_a_queue_of_custody_that_is_gone_is_ours_alone(broker: Broker) -> None:
+    ledger = broker.ledger
+    for id in ("in custody", "on its way", "new"):
+        broker.give(id)
+    broker.take()
+    kept, coming, new = ledger.held.values()
+    ledger.came_into_custody(kept, 10)
+    ledger.copies[coming.id] = coming.token
+    ledger.lose_custody()
+    assert (broker.acknowledged, ledger.copies) == ([1, 10], {})
+    assert ledger.due_for_custody(60.0, {"anna"}) == [kept, coming]
+    assert ledger.due_for_custody(60.0, {"bert"}) == []
+    broker.reconnect()
+    assert ([kept.lost, coming.lost, new.lost], ledger.due_for_custody(60.0, {"anna"})) == ([False, True, True], [kept])
+    assert broker.settle(kept.id) == []
+
+
 def test_what_nobody_has_begun_is_lost_with_its_connection(broker: Broker) -> None:
     """It was promised to a process, and its copy was on the way into custody."""
     broker.give("m", doubtful=True)
