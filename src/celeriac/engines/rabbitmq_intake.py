@@ -511,8 +511,9 @@ class Intake:
             return refused.code != wire.NOT_FOUND
         return True
 
-    def _lose(self, windows: dict[str, int]) -> None:
+    def _lose(self, windows: dict[str, int], answered: int) -> None:
         """It is gone."""
+        self.ledger.answered(answered)
         self._room_at = math.inf
         if self._demand():
             self._windows.update(windows)

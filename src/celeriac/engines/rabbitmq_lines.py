@@ -55,11 +55,12 @@ class _Posted(msgspec.Struct, eq=False):
 class Lines:
     """The connections, both or none.
 
-    `begin` is called when they are new, and asks for what is to be read; `lose` when they are gone, with how much of each queue was asked for.
+    `begin` is called when they are new, and asks for what is to be read; `lose` when they are gone, with how much of each queue was asked for, and how
+    many questions were answered.
     """
 
     def __init__(
-        self, sender: Sender, heartbeat_seconds: int, *, begin: Callable[[], None], lose: Callable[[dict[str, int]], None]
+        self, sender: Sender, heartbeat_seconds: int, *, begin: Callable[[], None], lose: Callable[[dict[str, int], int], None]
     ) -> None:
         self.sender = sender
         self.topology = sender.topology
@@ -124,6 +125,8 @@ class Lines:
         """All that was given is the broker's again."""
         self.forget()
         windows = {queue: consumer.prefetch for (queue, kind), consumer in self.open.items() if kind == "queue"}
+        came = self.connection.arrived if self.connection is not None else ()  # right before its end
+        answered = self.answered + sum(one.method == wire.CHANNEL_FLOW_OK for one in came)
         self.connection = self.outlet = None
         self.consumers.clear()
         self.open.clear()
@@ -137,7 +140,7 @@ class Lines:
         self._refused.clear()
         self._posted = 0
         self._doubted_at = 0.0
-        self._lose(windows)
+        self._lose(windows, answered)
 
     def close(self) -> None:
         for one in (self.connection, self.outlet):

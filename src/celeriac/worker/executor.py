@@ -182,6 +182,9 @@ class Executor:
             self._mark_start(delivery, request)
             return task, request, False
         if early and not self._acknowledge(delivery):
+            logger.warning(
+                "%s[%s] asks to run at most once, and others may have its message by now: it is not begun here.", message.task, delivery.id
+            )
             return _released(delivery, 0.0)
         if self.settings.task_track_started if announced is None else announced:
             self._announce_start(delivery, request, None if early else delivery.lease)

@@ -595,6 +595,25 @@ def test_what_was_acknowledged_early_comes_back_to_nobody_when_its_connection_br
         assert take(other, delivery.lease.holder) == []
 
 
+def test_an_answer_that_comes_with_the_end_of_its_connection_is_heard(engine: RabbitMQEngine) -> None:
+    """Nobody else begins the task whose acknowledgement it follows."""
+    engine.publish([message("m")])
+    holder = start(engine)
+    delivery = take_one(engine, holder)
+    leases = [("m", delivery.lease.token, holder.node, holder.process)]
+    lines = engine._intake.lines
+    connection = lines.connection
+    assert connection is not None
+    with pytest.raises(EngineUnavailable):
+        engine._intake.ledger.leave(leases, lines.ask)
+    eventually(lambda: (connection.read(0.0), any(one.method == wire.CHANNEL_FLOW_OK for one in connection.arrived))[1])
+    connection.drop("It is cut.")
+    with suppress(EngineUnavailable):
+        engine._intake._pump()
+    assert lines.connection is not connection
+    assert engine._intake.leave(leases) == []
+
+
 def test_there_is_room_for_what_a_lost_connection_held(engine: RabbitMQEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """RabbitMQ may notice late that it is lost, and give others first."""
     monkeypatch.setattr(rabbitmq_intake, "RETURN_SECONDS", 60.0)
