@@ -305,6 +305,12 @@ class PostgreSQLEngine:
             # It was sent, and no answer came. A repeat must not double what was done meanwhile.
             self._remember(ids, begin)
             raise
+        except Refused as refusal:
+            if not refusal.code.startswith("57"):
+                raise
+            # It was cut off, perhaps while it waited for a replica, with the message there already.
+            self._remember(ids, begin)
+            raise Ambiguous(str(refusal), silent=False) from refusal
         if doubt is not None:
             for id in ids:
                 self._doubts.pop(id, None)

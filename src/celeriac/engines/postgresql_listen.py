@@ -29,11 +29,7 @@ SIT = "SELECT key, seat FROM {s}.sit($1)"
 ATTEND = "SELECT {s}.attend_queues($1)"
 LEAVE = "SELECT {s}.leave_queues($1)"
 LEAVE_RESULTS = "SELECT count(pg_advisory_unlock_shared(k)) FROM unnest($1::bigint[]) k"
-# What the results looked like just before, and the first of them: so a change that comes in between is told twice rather than never.
-ATTEND_RESULTS = (
-    "SELECT k, pg_advisory_lock_shared(k), (SELECT coalesce(sum(r.version), 0)::text FROM {s}.results r WHERE r.task_id = ANY ($2)),"
-    " (SELECT r.record FROM {s}.results r WHERE r.task_id = ($2::text[])[1]) FROM (SELECT {s}.key(n) AS k FROM unnest($1::text[]) n) keys"
-)
+ATTEND_RESULTS = "SELECT key, version, record FROM {s}.attend_results($1, $2)"
 RESULTS_VERSION = "SELECT coalesce(sum(r.version), 0)::text FROM {s}.results r WHERE r.task_id = ANY ($1)"
 OUTLOOK = "SELECT ready, due_in FROM {s}.outlook($1, $2)"
 # First the seat, then the queue: who finds that somebody waits for the queue finds the seat.
@@ -77,40 +73,29 @@ class Listener:
         """Clean ones, that nobody uses."""
 
     def attending(self, names: Sequence[str], results: Array | None = None) -> Place:
-        """`with` it, one waits for these queues; or, with the ids of results, for what these names stand for, and knows what they looked like just before."""
+        """`with` it, one waits for these queues; or, with the ids of results, for what these names stand for, and knows what they looked like when that began."""
         return Place(self, names, results)
 
     def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Of a statement that may be repeated. A connection that died while nobody used it is replaced without a word."""
         with self._lock:
+            found = self._ask(sql, parameters)
             self._hand_out()
-            while True:
-                was_there = self._connection is not None
-                try:
-                    connection = self._connected()
-                    found = rows_of(
-                        connection.run(self._database.statement(sql), parameters, time.monotonic() + self._database.timeout_seconds)
-                    )
-                except BaseException as error:
-                    self._lose()
-                    if was_there and isinstance(error, Ambiguous) and not error.silent:
-                        continue
-                    raise
-                self._hand_out()
-                return found
+            return found
 
     def join(self, place: Place) -> None:
         with self._lock:
             if place.results is None:
-                rows = self.rows(ATTEND, (texts(place.names),))
+                rows = self._ask(ATTEND, (texts(place.names),))
             else:
-                rows = self.rows(ATTEND_RESULTS, (texts(place.names), place.results))
-                _, _, place.version, place.record = rows[0]
+                rows = self._ask(ATTEND_RESULTS, (texts(place.names), place.results))
+                _, place.version, place.record = rows[0]
             place.keys = [row[0] for row in rows]
             for key in place.keys:
                 self._places.setdefault(key, []).append(place)
             place.generation = self.generation
             place.socket = self._connection.socket if self._connection is not None else -1
+            self._hand_out()  # what came with the answer is for this place too
 
     def leave(self, place: Place) -> None:
         with self._lock:
@@ -161,6 +146,18 @@ class Listener:
     def _close_pipes(self) -> None:
         while self._pipes:
             _close(self._pipes.pop())
+
+    def _ask(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        self._hand_out()
+        while True:
+            was_there = self._connection is not None
+            try:
+                connection = self._connected()
+                return rows_of(connection.run(self._database.statement(sql), parameters, time.monotonic() + self._database.timeout_seconds))
+            except BaseException as error:
+                self._lose()
+                if not (was_there and isinstance(error, Ambiguous) and not error.silent):
+                    raise
 
     def _connected(self) -> Connection:
         if self._connection is None:

@@ -206,9 +206,29 @@ FUNCTIONS = """
             END IF;
         END LOOP;
         FOREACH v_pid IN ARRAY v_told LOOP
-            v_done := pg_notify('celeriac_' || v_pid, v_key || ' ' || greatest(1, p_count / cardinality(v_told))) IS NULL;
+            v_done := pg_notify('celeriac_' || v_pid, v_key || ' ' || ceil(p_count::float8 / cardinality(v_told))::int) IS NULL;
         END LOOP;
         RETURN cardinality(v_told);
+    END $$;
+
+    -- Attends to what these names stand for, then says what the results look like, and the first of them: so a change that comes in between is told twice rather than never.
+    CREATE OR REPLACE FUNCTION {s}.attend_results(p_names text[], p_ids text[]) RETURNS TABLE (key bigint, version text, record bytea) LANGUAGE plpgsql AS $$
+    DECLARE
+        v_name text;
+        v_keys bigint[] := '{}';
+        v_key bigint;
+        v_done boolean;
+        v_version text;
+        v_record bytea;
+    BEGIN
+        FOREACH v_name IN ARRAY p_names LOOP
+            v_key := {s}.key(v_name);
+            v_done := pg_advisory_lock_shared(v_key) IS NULL;
+            v_keys := v_keys || v_key;
+        END LOOP;
+        SELECT coalesce(sum(r.version), 0)::text, (array_agg(r.record) FILTER (WHERE r.task_id = p_ids[1]))[1] INTO v_version, v_record
+        FROM {s}.results r WHERE r.task_id = ANY (p_ids);
+        RETURN QUERY SELECT k, v_version, v_record FROM unnest(v_keys) k;
     END $$;
 
     -- `p_record`: of the only one, if it is small enough to be told at once.
@@ -920,7 +940,8 @@ FUNCTIONS = """
 
 MIGRATION_SECONDS = 10.0
 """A change of the schema may take so long, with waiting for another process that is at it."""
-MIGRATIONS = (TABLES, JOINS, SCHEDULES, STEPS, SEATS)
+FUNCTIONS_ALONE = ""
+MIGRATIONS = (TABLES, JOINS, SCHEDULES, STEPS, SEATS, FUNCTIONS_ALONE)
 """What leads from each version of the schema to the next; the functions follow, as a whole. All of it is one transaction, which makes things, or changes what no running verb waits for. A
 function that takes other parameters than before is another one to PostgreSQL: so older programs, which call the old one, go on meanwhile."""
 
@@ -976,7 +997,8 @@ def _migrate(connection: Connection, schema: str, deadline: float) -> None:
                 connection.run(f"CREATE SCHEMA {schema}", (), deadline)
             version = 0
         for step in MIGRATIONS[version:]:
-            connection.script(step.replace("{s}", schema), deadline)
+            if step is not FUNCTIONS_ALONE:
+                connection.script(step.replace("{s}", schema), deadline)
         connection.script((FUNCTIONS + FIRING).replace("{s}", schema).replace("{seed}", str(seed(schema))), deadline)
         connection.run(f"UPDATE {schema}.version SET version = {len(MIGRATIONS)}", (), deadline)
         connection.run("COMMIT", (), deadline)

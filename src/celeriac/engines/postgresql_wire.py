@@ -556,7 +556,7 @@ class Server:
             case "53300" | "53400":
                 advice = "Raise the server's limits, or lower the option pool_size here."
             case "57014":
-                advice = "A statement_timeout is set for this user or database, and it has passed; nothing was changed. Raise it, or look for what is slow."
+                advice = "A statement_timeout is set for this user or database, and it has passed. Raise it, or look for what is slow."
             case "55P03":
                 advice = "Somebody holds a lock for long (pg_stat_activity shows who); nothing was changed. Try again later."
             case "57P01" | "57P02" | "57P03":

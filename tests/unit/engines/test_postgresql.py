@@ -19,12 +19,14 @@ import pytest
 from msgspec import Raw
 
 from celeriac.contracts.mailbox import Letter, Node
-from celeriac.core.errors import EncodeError, EngineCorrupt, EngineUnavailable, ImproperlyConfigured, NodeLost
+from celeriac.core.errors import EncodeError, EngineCorrupt, EngineUnavailable, EngineUnsure, ImproperlyConfigured, NodeLost
 from celeriac.core.message import Arrival, Delivery, Holder, Join, Message, Record, Settlement, Verdict
 from celeriac.engines import open_engine
+from celeriac.engines.network import readable
 from tests.support.postgresql import Server, SessionServer, free_port, missing, program
 
 postgresql = pytest.importorskip("celeriac.engines.postgresql")
+listen = pytest.importorskip("celeriac.engines.postgresql_listen")
 schema = pytest.importorskip("celeriac.engines.postgresql_schema")
 pytest.importorskip("psycopg")
 PostgreSQLEngine = postgresql.PostgreSQLEngine
@@ -77,12 +79,12 @@ def engine(url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
-    """A server that the test may stop and kill."""
+def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server that the test may stop and kill. Its parameter: further settings."""
     if program("postgres") is None:
         missing("PostgreSQL is not installed")
     directory = Path(tempfile.mkdtemp(prefix="celeriac-postgresql-"))
-    server = Server(directory, options={"shared_buffers": "16MB", "max_connections": "20"})
+    server = Server(directory, options={"shared_buffers": "16MB", "max_connections": "20", **getattr(request, "param", {})})
     server.make()
     server.start()
     yield server
@@ -498,6 +500,26 @@ def test_who_waits_for_a_result_makes_no_trip_but_to_begin(engine: Any, url: str
     other.close()
 
 
+def test_news_that_comes_while_a_wait_begins_is_not_lost(engine: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "LOOKS_SECONDS", (DEADLINE_SECONDS * 2,))
+    other = PostgreSQLEngine(url)
+    engine.subscribe(["another"]).close()
+    rows_of = listen.rows_of
+
+    def told_meanwhile(answer: Any) -> Any:
+        rows = rows_of(answer)
+        other.store([Record(task_id="m", status="SUCCESS")])
+        assert readable((engine._listener._connection.socket,), DEADLINE_SECONDS)
+        return rows
+
+    monkeypatch.setattr(listen, "rows_of", told_meanwhile)
+    subscription = engine.subscribe(["m"])
+    assert subscription.changed(DEADLINE_SECONDS)
+    assert engine.fetch(["m"])["m"].status == "SUCCESS"
+    subscription.close()
+    other.close()
+
+
 def attending(engine: PostgreSQLEngine, queue: str = "celery") -> int:
     """How many wait for messages of this queue."""
     sql = (
@@ -671,8 +693,35 @@ def test_what_was_settled_alone_is_settled_when_the_server_crashes(own_server: S
     engine.close()
 
 
+@pytest.mark.parametrize("own_server", [{"synchronous_standby_names": "nobody"}], indirect=True)
+def test_a_call_that_is_cut_off_while_it_waits_for_a_replica_may_have_arrived(own_server: Server) -> None:
+    carefree = PostgreSQLEngine(f"{own_server.url}?options=-c%20synchronous_commit%3Dlocal")
+    carefree.queues()
+    caller = PostgreSQLEngine(own_server.url)
+    problems: list[EngineUnavailable] = []
+
+    def call() -> None:
+        try:
+            caller.publish([message("m")])
+        except EngineUnavailable as problem:
+            problems.append(problem)
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    until(
+        lambda: (
+            carefree._database.rows("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == [(1,)]
+        )
+    )
+    calling.join(DEADLINE_SECONDS)
+    assert isinstance(problems[0], EngineUnsure)
+    assert [one.id for one in carefree.peek("celery")] == ["m"]
+    for engine in (carefree, caller):
+        engine.close()
+
+
 def test_what_was_published_survives_a_crash_of_the_server(own_server: Server) -> None:
-    """And what was settled in the last moment may run again, whole: no half of a settlement is there."""
+    """Also when somebody waited for it. And what was settled in the last moment may run again, whole: no half of a settlement is there."""
     engine = PostgreSQLEngine(own_server.url)
     engine.register(Node(id="node", name="n"), lease_seconds=60)
     ids = [f"m{number}" for number in range(200)]
@@ -681,16 +730,19 @@ def test_what_was_published_survives_a_crash_of_the_server(own_server: Server) -
     engine.settle(
         [done(one, record=Record(task_id=one.id, status="SUCCESS")) for one in engine.reserve(["celery"], limit=50, holder=HOLDER)]
     )
-    for id in ids[-100:]:
-        engine.publish([message(id)])
-    own_server.stop(signal.SIGQUIT)
+    waiting = PostgreSQLEngine(own_server.url)
+    with waiting._listener.attending(["celery"]):
+        for id in ids[-100:]:
+            engine.publish([message(id)])
+        own_server.stop(signal.SIGQUIT)
     own_server.start()
     until(lambda: not _fails(lambda: engine.queues()))
     kept = set(engine.fetch(ids))
-    waiting = {found.id for state in ("ready", "leased") for found in engine.peek("celery", state=state, limit=1000)}
-    assert kept | waiting == set(ids)
-    assert kept & waiting == set()
+    unsettled = {found.id for state in ("ready", "leased") for found in engine.peek("celery", state=state, limit=1000)}
+    assert kept | unsettled == set(ids)
+    assert kept & unsettled == set()
     engine.close()
+    waiting.close()
 
 
 def test_a_replica_is_named_as_one(engine: Any, url: str) -> None:
@@ -708,7 +760,11 @@ def test_a_statement_timeout_is_named_as_one(engine: Any, url: str) -> None:
         blocker.execute(f"LOCK TABLE {engine._schema}.messages")  # type: ignore[call-overload]
         with pytest.raises(EngineUnavailable, match="statement_timeout"):
             hasty.peek("celery")
+        with pytest.raises(EngineUnsure, match="statement_timeout"):
+            hasty.publish([message("n")])
     assert len(hasty.peek("celery")) == 1
+    hasty.publish([message("n")])
+    assert len(hasty.peek("celery")) == 2
     hasty.close()
 
 
