@@ -69,7 +69,7 @@ class EngineUnavailable(OperationalError):
 
 
 class EngineUnsure(EngineUnavailable):
-    """The question was sent, and the answer was lost: what was asked for may have been done. `repeatable`: asking again is harmless, since the engine knows messages by their ids."""
+    """The question was sent, and the answer was lost: what was asked for may have been done. `repeatable`: asking again at once is harmless, since the engine knows ids."""
 
     def __init__(self, message: str, *, repeatable: bool = True) -> None:
         super().__init__(message)

@@ -383,7 +383,11 @@ class Producer:
         again = "call again"
         if unsure:
             fate = "may or may not be in its queue" if len(messages) == 1 else "may or may not be in their queues, some or all"
-            again += " with the same task_id, which leaves it one task" if self.broker.capabilities.ids else "; it may then run twice"
+            again += (
+                " with the same task_id, which changes nothing if it is there"
+                if self.broker.capabilities.ids
+                else "; it may then run twice"
+            )
         else:
             fate = "could not be sent and is in no queue" if len(messages) == 1 else "could not be sent and are in no queue"
         return EnqueueError(
