@@ -47,7 +47,7 @@ from .rabbitmq_desk import Answer, Client, Reception, Wish
 from .rabbitmq_held import Held, addressed, read_slip, readdressed, relabelled
 from .rabbitmq_ledger import Ledger
 from .rabbitmq_lines import Consumer, Lines, closing_words
-from .rabbitmq_sender import LETTER_SECONDS, LOCAL_SECONDS, MANY_DELIVERIES, Publication, Sender, noted
+from .rabbitmq_sender import LETTER_SECONDS, LOCAL_SECONDS, MANY_DELIVERIES, Publication, Sender, as_error, noted
 
 QUIET_SECONDS = 0.05
 """Nobody has asked for so long: what is buffered would wait behind something long. Twice as long after each time that it was given back for this, up to …"""
@@ -657,14 +657,18 @@ class Intake:
         }
         name = self._custody
         with self.sender.link(deadline) as link:
-            link.risk(wire.declare_queue(2, name, arguments), wire.QUEUE_DECLARE_OK, deadline)
-            link.risk(wire.declare_exchange(2, name, "fanout", auto_delete=True), wire.EXCHANGE_DECLARE_OK, deadline)
-            link.risk(wire.bind_queue(2, name, name, ""), wire.QUEUE_BIND_OK, deadline)
+            try:
+                link.risk(wire.declare_queue(2, name, arguments), wire.QUEUE_DECLARE_OK, deadline)
+                link.risk(wire.declare_exchange(2, name, "fanout", auto_delete=True), wire.EXCHANGE_DECLARE_OK, deadline)
+                link.risk(wire.bind_queue(2, name, name, ""), wire.QUEUE_BIND_OK, deadline)
+            except wire.Refused as refused:
+                raise as_error(refused, name) from refused
         self.lines.hold_custody(name, deadline)
 
     def _lose_custody(self) -> None:
-        """Somebody has deleted the queue. It is made anew for what has to be in it."""
-        logger.warning("The queue %r, in which RabbitMQ keeps what runs here for long, was deleted; it is made anew.", self._custody)
+        """Somebody has deleted the queue. Another one is made for what has to be in it: RabbitMQ may still be at the end of this one, and say that it is there."""
+        logger.warning("The queue %r, in which RabbitMQ keeps what runs here for long, was deleted; another one is made.", self._custody)
+        self._custody = ""
         self.ledger.lose_custody()
         self._custody_at = 0.0
 

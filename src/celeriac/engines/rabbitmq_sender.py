@@ -311,13 +311,13 @@ class Link(wire.Connection):
             return
         except wire.Refused as refused:
             if refused.code != wire.NOT_FOUND:
-                raise _as_error(refused, wanted) from refused
+                raise as_error(refused, wanted) from refused
         if kind == "queue":
             self.made.append(name)
         try:
             self.risk(wire.declare_queue(2, wanted, arguments), wire.QUEUE_DECLARE_OK, deadline)
         except wire.Refused as refused:
-            raise _as_error(refused, wanted) from refused
+            raise as_error(refused, wanted) from refused
 
     def _declare_as_said(self, given: Queue, wanted: str, arguments: dict[str, Any], deadline: float) -> None:
         """A queue of `task_queues` that says more than a name."""
@@ -329,7 +329,7 @@ class Link(wire.Connection):
                 key = given.routing_key or given.name
                 self.risk(wire.bind_queue(2, wanted, exchange, key), wire.QUEUE_BIND_OK, deadline)
         except wire.Refused as refused:
-            raise _as_error(refused, wanted) from refused
+            raise as_error(refused, wanted) from refused
 
     def _declare_delays(self, deadline: float) -> None:
         """Queue n keeps a message for 2ⁿ steps. The routing key says by its bits which of them a message passes through; from level to level, RabbitMQ moves it
@@ -341,13 +341,13 @@ class Link(wire.Connection):
         try:
             self.risk(wire.declare_exchange(2, topology.stray, "topic"), wire.EXCHANGE_DECLARE_OK, deadline)
         except wire.Refused as refused:
-            raise _as_error(refused, topology.stray) from refused
+            raise as_error(refused, topology.stray) from refused
         try:
             self.risk(to_due, wire.EXCHANGE_BIND_OK, deadline)
             return
         except wire.Refused as refused:
             if refused.code != wire.NOT_FOUND:
-                raise _as_error(refused, topology.due) from refused
+                raise as_error(refused, topology.due) from refused
         self.open_channel(2, deadline)
         self._scratch = True
         requests: list[bytes] = []
@@ -380,7 +380,7 @@ class Link(wire.Connection):
                 self.await_one(2, (answer,), deadline)
         except wire.Refused as refused:
             self._scratch = False
-            raise _as_error(refused, topology.due) from refused
+            raise as_error(refused, topology.due) from refused
 
     # -- letters -----------------------------------------------------------------------------------------------------
 
@@ -492,7 +492,7 @@ class Sender:
         except wire.Refused as refused:
             link.sent = False
             self._let_go(link)
-            raise _as_error(refused, publications[0].key) from refused
+            raise as_error(refused, publications[0].key) from refused
         except BaseException:
             self._let_go(link)
             raise
@@ -632,7 +632,7 @@ class _Borrowed:
             self.sender.breaker.failed(str(problem))
 
 
-def _as_error(refused: wire.Refused, name: str) -> EngineUnavailable:
+def as_error(refused: wire.Refused, name: str) -> EngineUnavailable:
     if refused.code == wire.PRECONDITION_FAILED:
         return EngineCorrupt(
             f"{name!r} exists in RabbitMQ and is not as it is to be: {refused.text}. Delete it there, or say in task_queues how it is."
