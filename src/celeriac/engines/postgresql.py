@@ -373,27 +373,27 @@ class PostgreSQLEngine:
         floors = None if waiter is not None and self._floors.are_needless else self._floors.of(names)
         taker = (holder.node, holder.process, texts(names), limit, floors)
         begin = time.monotonic()
+        is_settled = False
+        refused: list[str] = []
         try:
             if waiter is None:
                 refused, deliveries = self._exchange(settlements, taker, holder)
             else:
                 # Whoever waits for the result is told at the end of the first trip; there is seldom more to do.
-                refused = self._exchange(settlements, NOBODY, None, waiter)[0] if settlements else []
-                if settlements and not waiter.sees_something:
-                    self._doubt_after_a_loss()
-                    return refused, []
+                if settlements:
+                    refused, is_settled = self._exchange(settlements, NOBODY, None, waiter)[0], True
+                    if not waiter.sees_something:
+                        self._doubt_after_a_loss()
+                        return refused, []
                 begin = time.monotonic()
-                try:
-                    result = waiter.run(TAKE, (*taker, self._now()), LIMITS[TAKE], self._now(), attends=bool(settlements))
-                except Refused as refusal:
-                    if refusal.code == "CLN01" and settlements:
-                        return refused, []  # these are settled; who asks next is told that the node is lost
-                    raise
+                result = waiter.run(TAKE, (*taker, self._now()), LIMITS[TAKE], self._now(), attends=bool(settlements))
                 deliveries = [_delivery(result, row, holder) for row in range(result.ntuples)]
         except Refused as refusal:
-            if refusal.code == "CLN01":
-                raise NodeLost(holder.node) from None
-            raise
+            if refusal.code != "CLN01":
+                raise
+            if is_settled:
+                return refused, []  # who asks next is told that the node is lost
+            raise NodeLost(holder.node) from None
         self._floors.learn(names, deliveries, None if floors is not None else time.monotonic() - begin)
         self._doubt_after_a_loss()
         return refused, deliveries

@@ -997,7 +997,7 @@ def _migrate(connection: Connection, schema: str, deadline: float) -> None:
                 connection.run(f"CREATE SCHEMA {schema}", (), deadline)
             version = 0
         for step in MIGRATIONS[version:]:
-            if step is not FUNCTIONS_ALONE:
+            if step != FUNCTIONS_ALONE:
                 connection.script(step.replace("{s}", schema), deadline)
         connection.script((FUNCTIONS + FIRING).replace("{s}", schema).replace("{seed}", str(seed(schema))), deadline)
         connection.run(f"UPDATE {schema}.version SET version = {len(MIGRATIONS)}", (), deadline)
