@@ -633,6 +633,7 @@ class _Borrowed:
 
 
 def as_error(refused: wire.Refused, name: str) -> EngineUnavailable:
+    """What it means that the server refused what was asked about this queue or exchange, and what to do."""
     if refused.code == wire.PRECONDITION_FAILED:
         return EngineCorrupt(
             f"{name!r} exists in RabbitMQ and is not as it is to be: {refused.text}. Delete it there, or say in task_queues how it is."
