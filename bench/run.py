@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 ABOUT = """\
 Celeriac beside its peers, on the same servers and in the same run: one table for each engine, with what is aimed at and what was reached.
-Without arguments everything is measured once, which takes about twelve minutes. Progress goes to stderr, tables to stdout.
+Without arguments everything is measured once, which takes about twenty minutes. Progress goes to stderr, tables to stdout.
 The servers (Redis, PostgreSQL, RabbitMQ) are started on free ports for the time of the run; each peer gets a virtual environment below .bench at
 the first run. What is missing is named in one line and left out."""
 
