@@ -324,7 +324,8 @@ def test_batches_that_count_towards_the_same_joins_lock_them_in_one_order(engine
     look = f"SELECT id FROM {engine._schema}.joins WHERE id = ANY (%s) FOR UPDATE NOWAIT"
     refused: list[list[str]] = []
     settling = threading.Thread(target=lambda: refused.append(engine.settle(batch[::-1])))
-    with psycopg.connect(url.partition("?")[0]) as first, psycopg.connect(url.partition("?")[0]) as others:
+    plain = url.partition("?")[0]
+    with psycopg.connect(plain) as first, psycopg.connect(plain, autocommit=True) as others:
         first.execute(look, [["j0"]])  # type: ignore[call-overload]
         settling.start()
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"

@@ -144,7 +144,7 @@ def test_beats_that_fire_the_same_entries_in_other_orders_lock_them_in_one(home:
     refused: list[list[str]] = []
     beat = threading.Thread(target=lambda: refused.append(home.store.fire([firing(states[name]) for name in "cba"])))
     look = f"SELECT name FROM {home.schema}.schedules WHERE name = ANY (%s) FOR UPDATE NOWAIT"
-    with psycopg.connect(home.url) as first, psycopg.connect(home.url) as others:
+    with psycopg.connect(home.url) as first, psycopg.connect(home.url, autocommit=True) as others:
         first.execute(look, [["a"]])  # type: ignore[call-overload]
         beat.start()
         waiting = "SELECT pg_sleep(0.01), count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
