@@ -53,7 +53,7 @@ print(book.copies)
 """
     assert site.python(run.format(count=20)) == 20
     assert site.python(run.format(count=1000)) == 1000
-    assert connections_to(postgresql_database) <= int(arguments[-1])
+    until(lambda: connections_to(postgresql_database) <= int(arguments[-1]), "those of who sent the tasks have ended")
     if age == 0:
         until(lambda: connections_to(postgresql_database) == 0, "each task closed its connection")
 
