@@ -19,7 +19,7 @@ import pytest
 
 from ...contracts.engine import Engine
 from ...core.message import Delivery, Holder, Settlement, Verdict
-from .harness import DEADLINE_SECONDS, EngineMaker, EngineTests, ids, message, record, settlement, start
+from .harness import DEADLINE_SECONDS, EngineMaker, EngineTests, ids, message, record, settlement, start, usual
 
 BATCH = 5
 """Messages that a publisher sends in one list."""
@@ -215,14 +215,16 @@ class Processes(EngineTests):
         child = context.Process(target=echo, args=(make_engine, 50), daemon=True)
         with running([child]):
             assert live.wait(["pong"], DEADLINE_SECONDS)  # it has started
-            begin = time.monotonic()
+            trips: list[float] = []
             for number in range(50):
+                begin = time.monotonic()
                 while not (batch := live.reserve(["pong"], limit=1, holder=holder)):
                     assert live.wait(["pong"], DEADLINE_SECONDS)
                 live.exchange([settlement(batch[0], follow_ups=[message(f"ping{number}", queue="ping")])], [], limit=0, holder=holder)
+                trips.append(time.monotonic() - begin)
             child.join(DEADLINE_SECONDS)
             assert child.exitcode == 0
-        assert time.monotonic() - begin < 10, "each round trip took more than 0.2 s: that is polling"
+        assert usual(trips) < 0.2, "that is polling"
 
     # -- killed processes ------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from ...contracts.results import Subscription
 from ...core.message import Attempt, Record, Revocation, Verdict
 from ...core.states import READY_STATES
 from ..clock import FakeClock
-from .harness import DEADLINE_SECONDS, EngineMaker, EngineTests, message, record, settlement, start, take_one
+from .harness import DEADLINE_SECONDS, EngineMaker, EngineTests, message, record, settlement, start, take_one, usual
 
 FULL = Record(
     task_id="é",
@@ -216,12 +216,13 @@ class Results(EngineTests):
                     assert subscription.changed(max(0.0, deadline - time.monotonic())), "the change was missed"
             return time.monotonic()
 
-        begin = time.monotonic()
+        took: list[float] = []
         for number in range(40):
+            begin = time.monotonic()
             reader = threads.submit(get, f"m{number}")
             live_other.store([record(f"m{number}")])
-            reader.result(DEADLINE_SECONDS + 5)
-        assert time.monotonic() - begin < 10, "each took more than 0.25 s: that is polling"
+            took.append(reader.result(DEADLINE_SECONDS + 5) - begin)
+        assert usual(took) < 0.25, "that is polling"
 
     def test_many_wait_for_one_and_one_for_many(self, live: Engine, live_other: Engine, threads: ThreadPoolExecutor) -> None:
         task_ids = [f"m{number}" for number in range(30)]

@@ -11,7 +11,7 @@ import pytest
 
 from ...contracts.engine import Engine
 from ...core.message import Verdict
-from .harness import DEADLINE_SECONDS, EngineTests, ids, message, messages, settlement, start, take, take_one
+from .harness import DEADLINE_SECONDS, EngineTests, ids, message, messages, settlement, start, take, take_one, usual
 
 
 class WaitingForWork(EngineTests):
@@ -25,7 +25,7 @@ class WaitingForWork(EngineTests):
     def test_a_timeout_of_nothing_is_a_look(self, live: Engine) -> None:
         begin = time.monotonic()
         assert live.wait(["celery"], 0.0) is False
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 5
 
     @pytest.mark.parametrize("shared", [True, False])
     def test_publishing_wakes(self, live: Engine, live_other: Engine, threads: ThreadPoolExecutor, shared: bool) -> None:
@@ -49,12 +49,14 @@ class WaitingForWork(EngineTests):
             return seen
 
         worker = threads.submit(work)
-        begin = time.monotonic()
+        wakes: list[float] = []
         for number in range(50):
+            begin = time.monotonic()
             publisher.publish([message(f"m{number}")])
             assert turns.acquire(timeout=DEADLINE_SECONDS) or worker.result(0)
+            wakes.append(time.monotonic() - begin)
         assert worker.result(DEADLINE_SECONDS) == ids(messages(50))
-        assert time.monotonic() - begin < 10, "each wake took more than 0.2 s: that is polling"
+        assert usual(wakes) < 0.2, "that is polling"
 
     def test_a_reservation_may_wait(self, live: Engine, live_other: Engine, threads: ThreadPoolExecutor) -> None:
         holder = start(live)
@@ -68,13 +70,15 @@ class WaitingForWork(EngineTests):
         begin = time.monotonic()
         assert reserve(0.1) == []
         assert 0.09 <= time.monotonic() - begin < 5
-        begin = time.monotonic()
+        wakes: list[float] = []
         for number in range(20):
+            begin = time.monotonic()
             waiter = threads.submit(reserve, DEADLINE_SECONDS)
             live_other.publish([message(f"m{number}")])
             assert waiter.result(DEADLINE_SECONDS + 5) == [f"m{number}"]
             assert take(live, holder) == []
-        assert time.monotonic() - begin < 10, "it was the clock that woke it"
+            wakes.append(time.monotonic() - begin)
+        assert usual(wakes) < 0.5, "it was the clock that woke it"
 
     @pytest.mark.parametrize("settle", [False, True])
     def test_what_came_after_the_last_look_counts(self, live: Engine, live_other: Engine, settle: bool) -> None:
@@ -85,7 +89,7 @@ class WaitingForWork(EngineTests):
             live_other.publish([message(f"m{number}")])
             begin = time.monotonic()
             assert live.wait(["celery"], DEADLINE_SECONDS) is True
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < DEADLINE_SECONDS / 2
             delivery = take_one(live, holder)
             if settle:
                 live.settle([settlement(delivery)])
