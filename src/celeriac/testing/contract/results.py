@@ -19,7 +19,7 @@ from ...contracts.results import Subscription
 from ...core.message import Attempt, Record, Revocation, Verdict
 from ...core.states import READY_STATES
 from ..clock import FakeClock
-from .harness import DEADLINE_SECONDS, EngineMaker, EngineTests, message, record, settlement, start, take_one, usual
+from .harness import DEADLINE_SECONDS, EngineMaker, EngineTests, eventually, message, record, settlement, start, take_one, usual
 
 FULL = Record(
     task_id="é",
@@ -271,6 +271,7 @@ class Results(EngineTests):
             live.store([record("n")])
             subscription.close()
             subscription.close()
-        assert open_files() == files
-        assert threading.active_count() == running
+        # What others had, in this process, may end meanwhile.
+        eventually(lambda: threading.active_count() <= running)
+        eventually(lambda: open_files() <= files)
         live.store([record("m0"), record("n")])
