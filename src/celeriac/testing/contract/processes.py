@@ -24,8 +24,8 @@ from .harness import DEADLINE_SECONDS, EngineMaker, EngineTests, ids, message, r
 BATCH = 5
 """Messages that a publisher sends in one list."""
 KILLS = 12
-WORK = 800
-"""Messages for each life of the killed workers: more than they can do in it."""
+WORK = 300
+"""Messages for each life of the killed workers: more than they can do in it, as a rule. What they leave is for the next."""
 
 
 def produce(engine: Engine, name: str, batches: int) -> None:
