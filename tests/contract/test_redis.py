@@ -74,7 +74,7 @@ def cluster_url() -> Iterator[str]:
         return
     servers = Servers()
     try:
-        ports = [servers.start("--cluster-enabled", "yes", "--cluster-node-timeout", "5000") for _ in range(3)]
+        ports = [servers.start("--cluster-enabled", "yes", "--cluster-node-timeout", "60000") for _ in range(3)]
         make_cluster(ports)
         yield f"redis+cluster://127.0.0.1:{ports[0]}"
     finally:
