@@ -77,7 +77,7 @@ def remove_all(maker: RabbitMQMaker) -> None:
     names = [topology.own("notes"), topology.own("nodes")]
     for queue in engine._notes()[1]:
         names += [topology.queue(queue), topology.returned(queue), topology.dead(queue)]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     with engine._sender.link(deadline) as link:
         for name in names:
             with suppress(wire.Refused):

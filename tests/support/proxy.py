@@ -12,7 +12,9 @@ from contextlib import suppress
 from typing import Any, Literal
 
 How = Literal["FIN", "RST"]
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 30.0
+TURN_SECONDS = 40.0
+"""How long its thread may take to do what it is told."""
 
 
 class Proxy:
@@ -104,7 +106,7 @@ class Proxy:
         self.cut()
         self._do(self._last_turn)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(TURN_SECONDS)
         self._loop.close()
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -120,7 +122,7 @@ class Proxy:
         await asyncio.sleep(0)
 
     def _do(self, coroutine: Callable[[], Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine(), self._loop).result(TURN_SECONDS)
 
 
 class _Pair(asyncio.Protocol):

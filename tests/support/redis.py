@@ -19,7 +19,7 @@ redis = pytest.importorskip("redis") if not os.environ.get("CI") else __import__
 
 VARIABLE = "CELERIAC_TEST_REDIS_SERVER"
 """The program of another Redis or Valkey than the one on the PATH."""
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 40.0
 
 
 class Servers:
