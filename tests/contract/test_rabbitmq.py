@@ -13,6 +13,7 @@ import pytest
 
 from celeriac.contracts.engine import Engine
 from celeriac.core.clock import SYSTEM_CLOCK, Clock
+from celeriac.engines import rabbitmq_lines
 from celeriac.engines import rabbitmq_wire as wire
 from celeriac.engines.rabbitmq import RabbitMQEngine
 from celeriac.testing.contract import EngineContract, EngineMaker
@@ -64,7 +65,8 @@ def server_url() -> Iterator[str]:
 
 class TestRabbitMQEngine(EngineContract):
     @pytest.fixture
-    def make_engine(self, server_url: str) -> Iterator[EngineMaker]:
+    def make_engine(self, server_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineMaker]:
+        monkeypatch.setattr(rabbitmq_lines, "CONNECT_SECONDS", 60.0)  # a worker would try again
         maker = RabbitMQMaker(server_url)
         yield maker
         remove_all(maker)
