@@ -50,12 +50,13 @@ class Explanation(Struct, frozen=True, kw_only=True):
 def why(app: ControlledApp, id: str, *, ask_node: bool = True, timeout_seconds: float = 1.0) -> Explanation:
     """The exact reason why task `id` is not running, or what became of it.
 
-    With `ask_node`, a node that holds the task is asked for at most `timeout_seconds` whether and since when it runs.
+    With `ask_node`, a node that holds the task is asked for at most `timeout_seconds` whether and since when it runs; and, as long, so
+    are all nodes about a task that has begun and is held by none.
     """
     waiting = app.broker.find([id]).get(id)
     record = _record(app, id)
     if waiting is None:
-        return _finished(app, id, record) if record is not None else _unheard_of(app, id)
+        return _finished(app, id, record, timeout_seconds) if record is not None else _unheard_of(app, id)
     story = _Story(app, waiting, record)
     if waiting.state == "dead":
         return story.dead()
@@ -301,7 +302,7 @@ class _Story:
 # -- not in the engine any more ----------------------------------------------------------------------------------
 
 
-def _finished(app: ControlledApp, id: str, record: Record) -> Explanation:
+def _finished(app: ControlledApp, id: str, record: Record, timeout_seconds: float) -> Explanation:
     name = f"'{record.name}'" if record.name else "The task"
     when = f" at {moment_in_words(record.date_done.timestamp())}" if record.date_done else ""
     where = f" on {record.worker}" if record.worker else ""
@@ -326,15 +327,15 @@ def _finished(app: ControlledApp, id: str, record: Record) -> Explanation:
         )
         sentences.append(f"{name} {done}{when}.")
     else:
-        return _unfinished(app, id, record, name, facts)
+        return _unfinished(app, id, record, name, facts, timeout_seconds)
     if record.retries:
         sentences.append(f"It was retried {record.retries} {_plural('time', record.retries)}.")
     return Explanation(id=id, state=state, reasons=[reason], sentences=sentences, task=record.name, queue=record.queue, facts=facts)
 
 
-def _unfinished(app: ControlledApp, id: str, record: Record, name: str, facts: dict[str, Any]) -> Explanation:
+def _unfinished(app: ControlledApp, id: str, record: Record, name: str, facts: dict[str, Any], timeout_seconds: float) -> Explanation:
     """A record without an end, and no message: it was acknowledged before it ran (`acks_late=False`), or the message is lost to a purge."""
-    answers = Control(app).inspect(timeout=1.0).query_task(id) or {}
+    answers = Control(app).inspect(timeout=timeout_seconds).query_task(id) or {}
     for node, found in answers.items():
         if isinstance(found, dict) and found.get(id):
             facts["node"] = node

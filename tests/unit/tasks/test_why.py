@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from celeriac.core.ids import new_id
 from celeriac.core.message import Attempt, Delivery, Holder, Pause, Record, Revocation, Settlement, Verdict
 from celeriac.core.serialize import encode_exception, encode_value
 from celeriac.engines.memory import MemoryEngine
+from celeriac.tasks.control import Control
 from celeriac.tasks.why import duration_in_words, why
 from tests.unit.cli.fakes import FakeApp, FakeWorker, message
 
@@ -189,9 +191,9 @@ def test_running_where_and_since_when() -> None:
     with FakeWorker(app.broker, "celeriac@a", tasks=["shop.pay"], query_task=lambda ids: {sent.id: ["active", info]}) as node:
         app.broker.publish([sent])
         reserve(app, node)
-        told = why(app, sent.id)
+        told = why(app, sent.id, timeout_seconds=30)
     assert (told.state, told.reasons, told.facts["pid"], told.facts["node"]) == ("running", ["running"], 77, "celeriac@a")
-    assert "is running on celeriac@a, process 77 since" in told.sentences[0] and "(1 min 30 s)" in told.sentences[0]
+    assert "is running on celeriac@a, process 77 since" in told.sentences[0] and re.search(r"\(1 min [345]. s\)", told.sentences[0])
 
 
 def test_taken_but_behind_another() -> None:
@@ -200,7 +202,7 @@ def test_taken_but_behind_another() -> None:
     with FakeWorker(app.broker, "celeriac@a", query_task=lambda ids: {sent.id: ["reserved", {}]}) as node:
         app.broker.publish([sent])
         reserve(app, node)
-        told = why(app, sent.id)
+        told = why(app, sent.id, timeout_seconds=30)
     assert (told.state, told.reasons) == ("reserved", ["reserved"])
 
 
@@ -270,7 +272,16 @@ def test_running_though_acknowledged_before() -> None:
     app = FakeApp()
     app.backend.store([Record(task_id="x", status="STARTED", name="shop.pay")])
     with FakeWorker(app.broker, "celeriac@a", query_task=lambda ids: {"x": ["active", {}]}):
-        assert why(app, "x").state == "running"
+        assert why(app, "x", timeout_seconds=30).state == "running"
+
+
+def test_who_may_run_it_is_asked_for_as_long_as_the_caller_says(app: FakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.backend.store([Record(task_id="x", status="STARTED", name="shop.pay")])
+    worker(app)
+    asked: list[float] = []
+    monkeypatch.setattr(Control, "_answers", lambda control, address, expected, seconds, callback: asked.append(seconds) or [])
+    assert why(app, "x", timeout_seconds=7).state == "unfinished"
+    assert asked == [7]
 
 
 def test_revoked_before_it_came(app: FakeApp) -> None:
