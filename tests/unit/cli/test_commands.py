@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from celeriac.cli import calls
 from celeriac.cli.doctor import examine
 from celeriac.contracts.engine import Engine
 from celeriac.contracts.inspect import Depth
@@ -165,10 +166,11 @@ def test_result(engine: Engine, run: Run, run_json: RunJson) -> None:
     assert run_json("result", "none") == {"task_id": "none", "status": "PENDING", "result": None}
 
 
-def test_result_watched_until_its_end(engine: Engine, run: Run) -> None:
+def test_result_watched_until_its_end(engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.store([Record(task_id="x", status="PROGRESS", result=encode_value(1))])
     timer = threading.Timer(0.2, lambda: engine.store([Record(task_id="x", status="SUCCESS", result=encode_value("done"))]))
-    timer.start()
+    say = calls._say_change
+    monkeypatch.setattr(calls, "_say_change", lambda *change: (say(*change), timer.start()))
     result = run("-A", "proj", "result", "x", "--watch", "--wait", "30")
     timer.join()
     assert (result.exit_code, result.stdout) == (0, "PROGRESS: 1\ndone\n")

@@ -107,16 +107,21 @@ def test_an_ended_task_is_not_asked_about_again(app: Celeriac) -> None:
 def test_get_waits_until_it_is_told(app: Celeriac, later: list[threading.Timer]) -> None:
     app.backend.fetch([])
     soon(later, store, app, "x", 7)
-    assert app.AsyncResult("x").get(timeout=10) == 7
+    assert app.AsyncResult("x").get(timeout=40) == 7
 
 
 def test_get_tells_of_states_on_the_way(app: Celeriac, later: list[threading.Timer]) -> None:
     store(app, "x", {"n": 1}, "PROGRESS")
-    soon(later, store, app, "x", 7)
     seen: list[Any] = []
     called: list[Any] = []
+
+    def tell(meta: Any) -> None:
+        seen.append(meta)
+        if len(seen) == 1:
+            soon(later, store, app, "x", 7)
+
     result = app.AsyncResult("x")
-    assert result.get(timeout=10, on_message=seen.append, callback=lambda id, value: called.append((id, value))) == 7
+    assert result.get(timeout=40, on_message=tell, callback=lambda id, value: called.append((id, value))) == 7
     assert [(meta["status"], meta["result"]) for meta in seen] == [("PROGRESS", {"n": 1}), ("SUCCESS", 7)]
     assert called == [("x", 7)]
 
@@ -133,7 +138,7 @@ def test_aget(app: Celeriac, later: list[threading.Timer]) -> None:
         with pytest.raises(TimeoutError):
             await app.AsyncResult("x").aget(timeout=0.02)
         soon(later, store, app, "x", 7)
-        results = await asyncio.gather(*(app.AsyncResult("x").aget(timeout=10) for _ in range(5)))
+        results = await asyncio.gather(*(app.AsyncResult("x").aget(timeout=40) for _ in range(5)))
         assert results == [7] * 5
         store(app, "y", KeyError("k"), states.FAILURE)
         with pytest.raises(KeyError):
@@ -154,7 +159,7 @@ def test_aget_that_is_cancelled_at_once_leaves_no_subscription(app: Celeriac, mo
     go_on = threading.Event()
 
     def slowly(ids: Any) -> Any:
-        go_on.wait(10)
+        go_on.wait(40)
         subscription = subscribe(ids)
         close = subscription.close
         monkeypatch.setattr(subscription, "close", lambda: (closed.append(subscription), close()))
@@ -170,7 +175,7 @@ def test_aget_that_is_cancelled_at_once_leaves_no_subscription(app: Celeriac, mo
         with pytest.raises(asyncio.CancelledError):
             await waiting
         go_on.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while not closed:
                 await asyncio.sleep(0.001)
 
