@@ -505,6 +505,7 @@ def test_an_async_task_may_catch_its_soft_time_limit(app: Celeriac) -> None:
     @app.task
     async def patient(clean: bool) -> str:
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             await asyncio.Event().wait()
         except SoftTimeLimitExceeded:
             if not clean:
@@ -518,9 +519,7 @@ def test_an_async_task_may_catch_its_soft_time_limit(app: Celeriac) -> None:
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         assert run(app, patient, True).value == "cleaned up"
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         assert isinstance(run(app, patient, False).error, SoftTimeLimitExceeded)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
