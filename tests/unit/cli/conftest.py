@@ -19,6 +19,8 @@ from celeriac.engines import open_engine
 from celeriac.tasks import registry
 
 Run = Callable[..., Result]
+PATIENT = {command: {"timeout": 40.0} for command in ("status", "inspect", "control", "why")}
+"""A second is enough for an answer only where the machine is at rest."""
 
 PROJECT = """
 from celeriac import Celeriac
@@ -74,7 +76,7 @@ def run() -> Run:
     """`run("-A", "proj", "status")` → what it printed and its exit code."""
 
     def call(*arguments: str, input: str | None = None) -> Result:
-        result = CliRunner().invoke(cli, list(arguments), input=input, prog_name="celeriac")
+        result = CliRunner().invoke(cli, list(arguments), input=input, prog_name="celeriac", default_map=PATIENT)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result

@@ -367,7 +367,7 @@ def test_many_threads_may_make_the_first_call_at_once() -> None:
 
     def call(n: int) -> None:
         try:
-            barrier.wait(10)
+            barrier.wait(40)
             f.delay(n)
         except BaseException as error:
             problems.append(error)
@@ -376,7 +376,7 @@ def test_many_threads_may_make_the_first_call_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(40)
     assert problems == []
     assert app.broker.depth()["celery"].ready == 8
     app.close()
