@@ -419,14 +419,14 @@ def test_many_threads_open_one_engine() -> None:
     seen: list[Any] = []
 
     def look() -> None:
-        barrier.wait(10)
+        barrier.wait(40)
         seen.append((id(app.producer), id(app.broker), id(app.backend), id(app.tasks)))
 
     threads = [threading.Thread(target=look) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(40)
     assert len(seen) == 8
     assert len(set(seen)) == 1
     app.close()
@@ -441,16 +441,16 @@ def test_a_fork_while_another_thread_holds_the_lock() -> None:
     def hold() -> None:
         with module._lock:
             held.set()
-            done.wait(10)
+            done.wait(40)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(10)
+    held.wait(40)
     pid = os.fork()
     if pid == 0:
         import signal
 
-        signal.alarm(5)
+        signal.alarm(30)
         os._exit(0 if app.tasks is not None else 1)
     done.set()
     thread.join()

@@ -13,8 +13,8 @@ from celeriac.contracts.mailbox import Node
 from celeriac.core.errors import EngineUnavailable
 from celeriac.core.message import Holder
 from celeriac.testing.faulty import FaultyEngine
+from celeriac.worker import leases
 from celeriac.worker.leases import NodeLease
-from tests.support.workers import until
 
 from .lab import Lab
 
@@ -75,14 +75,17 @@ def test_a_beat_of_a_lost_lease_says_so(lab: Lab) -> None:
     assert lease.beat()
 
 
-def test_a_beat_that_could_not_look_for_silent_nodes_is_not_the_end_of_a_trouble(lab: Lab) -> None:
+def test_a_beat_that_could_not_look_for_silent_nodes_is_not_the_end_of_a_trouble(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "time", lab.clock)
     lease = lease_of(FaultyEngine(lab.engine, fail_at=2, verbs=["nodes"]))
     lease.begin()
     lease.heartbeat_seconds = 100.0
     with pytest.raises(EngineUnavailable):
         lease.beat()
+    lab.clock.advance(0.9 * leases.AGAIN_SECONDS)
     assert lease.beat() and not lease.well, "it is not time for the next"
-    until(lambda: lease.beat() and lease.well, "it is repeated soon")
+    lab.clock.advance(0.2 * leases.AGAIN_SECONDS)
+    assert lease.beat() and lease.well, "it is repeated soon"
 
 
 @pytest.mark.parametrize("verb", ["register", "nodes", "reclaim"])

@@ -20,9 +20,9 @@ from .lab import Lab, plan
 
 
 def until(condition: Callable[[], Any], what: str = "it happens") -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 40
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within 20 s"
+        assert time.monotonic() < deadline, f"{what}: not within 40 s"
         time.sleep(0.001)
 
 
@@ -62,7 +62,7 @@ class Pool:
     def join(self) -> int:
         """The exit code, once both loops have ended."""
         for thread in self.threads:
-            thread.join(20)
+            thread.join(40)
             assert not thread.is_alive(), "a loop does not end"
         return self.pump.exit_code
 
@@ -89,7 +89,7 @@ def make_pool(lab: Lab, page: Page) -> Iterator[Callable[..., Pool]]:
             if thread.ident:
                 while pool.started:
                     pool.end()
-                thread.join(20)
+                thread.join(40)
 
 
 @pytest.fixture

@@ -328,6 +328,7 @@ def test_a_process_that_cannot_be_started_is_tried_again(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr("celeriac.worker.supervisor.Process", refuse)
+    monkeypatch.setattr("celeriac.worker.supervisor.RESTART_PAUSE_SECONDS", 1000.0)
     supervisor.target = 3
     supervisor._start_missing()
     supervisor._start_missing()
