@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -23,12 +23,13 @@ import pytest
 
 from celeriac.core.errors import EngineUnavailable
 from celeriac.exceptions import EnqueueError
+from tests.support.awake import AwakeClock
 from tests.support.engines import SERVERS, Home, ServerHome, every_engine, own_home
 from tests.support.fixtures import MakeProject
 from tests.support.workers import SHORT_LEASE, Entry, Project, WorkerProcess, children_of, until
 
 UNSETTLED_SECONDS = 1.0
-"""For so long an outcome may lie in a process's page before it is settled."""
+"""For so long an outcome may lie in a process's page before it is settled, where the machine does not stand still meanwhile."""
 DYING_SECONDS = 0.05
 """For so long a process may go on on another processor after `kill` has returned."""
 
@@ -59,9 +60,17 @@ class Chaos:
     once: dict[str, str] = field(default_factory=dict)
     """... at most once"""
     follow_ups: set[str] = field(default_factory=set)
+    unsettled_seconds: float = UNSETTLED_SECONDS
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """What happens within; how long the machine stood still meanwhile is allowed for."""
+        with AwakeClock() as awake:
+            yield
+        self.unsettled_seconds += awake.longest_standstill_seconds
 
     # -- what happens --------------------------------------------------------------------------------------------
 
@@ -265,15 +274,16 @@ class Chaos:
                 by_kill_of_child = child_killed_at is not None and before.at <= child_killed_at + DYING_SECONDS
                 by_kill_of_supervisor = (
                     supervisor_killed_at is not None
-                    and before.at <= supervisor_killed_at + UNSETTLED_SECONDS
-                    and ended_at >= supervisor_killed_at - UNSETTLED_SECONDS
+                    and before.at <= supervisor_killed_at + self.unsettled_seconds
+                    and ended_at >= supervisor_killed_at - self.unsettled_seconds
                 )
                 by_stop = any(
-                    pid in (before.ppid, again.ppid) and begun <= again.at and before.at <= ended + UNSETTLED_SECONDS
+                    pid in (before.ppid, again.ppid) and begun <= again.at and before.at <= ended + self.unsettled_seconds
                     for pid, begun, ended in self.frozen
                 )
                 by_server = any(
-                    before.at <= back + UNSETTLED_SECONDS and ended_at >= killed - UNSETTLED_SECONDS for killed, back in self.killed_servers
+                    before.at <= back + self.unsettled_seconds and ended_at >= killed - self.unsettled_seconds
+                    for killed, back in self.killed_servers
                 )
                 if by_server and not (by_kill_of_child or by_kill_of_supervisor or by_stop):
                     self.by_server += 1
@@ -307,7 +317,8 @@ def report(capsys: pytest.CaptureFixture[str]) -> Report:
 def chaos(make_project: MakeProject, *, seed: int, pool: str, tasks: int, rounds: int, workers: int, stops: bool = False) -> str:
     project = make_project(task_max_crashes=100, **(SHORT_LEASE if stops else {}))  # a task may be hit several times by chance
     run = Chaos(project, seed, pool)
-    (run.run_stops if stops else run.run)(tasks=tasks, rounds=rounds, workers=workers)
+    with run.watched():
+        (run.run_stops if stops else run.run)(tasks=tasks, rounds=rounds, workers=workers)
     run.wait_for_follow_ups()
     return run.check()
 
@@ -378,6 +389,7 @@ class TestWithServers:
     def run(make_project: MakeProject, home: ServerHome, *, seed: int, tasks: int, kills: int, workers: int) -> str:
         project = make_project(task_max_crashes=100)
         run = Chaos(project, seed, "prefork")
-        run.run_with_server(home, tasks=tasks, kills=kills, workers=workers)
+        with run.watched():
+            run.run_with_server(home, tasks=tasks, kills=kills, workers=workers)
         run.wait_for_follow_ups()
         return run.check()

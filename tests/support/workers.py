@@ -126,6 +126,7 @@ class Project:
     def __post_init__(self) -> None:
         (self.directory / "gates").mkdir(parents=True)
         shutil.copy(Path(__file__).with_name("project.py"), self.directory / "proj.py")
+        shutil.copy(Path(__file__).with_name("awake.py"), self.directory)
         self.settings = {**self.home.settings(self.directory), **self.settings}
         (self.directory / "settings.json").write_text(json.dumps(self.settings))
 
