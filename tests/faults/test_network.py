@@ -33,6 +33,11 @@ def under_load(project: Project) -> Load:
     return load
 
 
+def all_connected(home: ServerHome) -> None:
+    """Supervisor, processes and producer: each again, after the last trouble."""
+    until(lambda: sum(len(proxy.pairs) for proxy in home.proxies) >= 4, "all are connected")
+
+
 def ends_well(load: Load, *, troubles: int) -> None:
     load.more_done(20)
     load.project.broker.close()  # our own connections may be dead
@@ -48,6 +53,7 @@ def test_connections_that_break(project: Project, home: ServerHome, how: Any) ->
     load = under_load(project)
     times = 5
     for _ in range(times):
+        all_connected(home)
         assert sum(proxy.cut(how) for proxy in home.proxies) >= 3
         load.more_done(10)
     ends_well(load, troubles=times)
@@ -58,6 +64,7 @@ def test_a_server_that_closes_connections(project: Project, home: ServerHome) ->
     load = under_load(project)
     times = 5
     for _ in range(times):
+        all_connected(home)
         assert home.close_clients() >= 3
         load.more_done(10)
     ends_well(load, troubles=times)

@@ -12,7 +12,7 @@ import pytest
 from celeriac import Signature, chain, chord
 from tests.integration.test_workflows import FLOWS, expected_of_nested, flows_of
 from tests.support.engines import every_engine
-from tests.support.workers import Project, until
+from tests.support.workers import PATIENCE_SECONDS, Project, until
 
 pytestmark = pytest.mark.promise(5)
 
@@ -53,7 +53,7 @@ def test_p5_a_process_killed_at_each_operation_leaves_each_step_done_once(projec
             run = f"{when}-{number}"
             (project.directory / "kill").write_text(f"{run} {number} {when}")
             result = make(flows, run).apply_async()
-            assert result.get(timeout=30) == expected, run
+            assert result.get(timeout=PATIENCE_SECONDS) == expected, run
             project.wait_empty()
             ran = Counter(entry.label for entry in project.journal("step") if entry.label.startswith(f"{run}."))
             assert len(ran) == steps and set(ran.values()) == {1}, (run, ran)

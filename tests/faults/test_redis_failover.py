@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.engines import Settings, wait_for
 from tests.support.load import Load
-from tests.support.workers import Project, until
+from tests.support.workers import PATIENCE_SECONDS, Project, until
 
 from tests.support.redis import Servers, free_port, make_cluster, redis  # isort: skip  (skips all where redis-py is missing)
 
@@ -96,7 +96,8 @@ def test_a_replica_takes_over_under_load(project: Project, home: SentinelHome) -
     home.kill_primary()
     killed_at = time.monotonic()
     load.server_kills.append(killed_at)
-    until(home.has_taken_over, "the replica is the primary")
+    # A sentinel that finds the machine has stood still for two seconds trusts its eyes no more for half a minute.
+    until(home.has_taken_over, "the replica is the primary", seconds=2 * PATIENCE_SECONDS)
     load.more_done(50)
     load.stop()
     print(load.check(lost_before=killed_at))

@@ -9,46 +9,49 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from .workers import Entry, Project, WorkerProcess, until
+from .workers import PATIENCE_SECONDS, Entry, Project, WorkerProcess, until
 
 LIMIT_SECONDS = 1.0
 """broker_publish_timeout by default."""
 SLACK_SECONDS = 2.5
-"""What a machine may add on which twenty others compute. Less than the five seconds that a verb of a worker may wait: a call that waited like one is seen."""
-UNSETTLED_SECONDS = 1.0
+"""What a machine may add on which twenty others compute, beside the moments in which it stands still. Less than the five seconds that a verb of a worker may
+wait: a call that waited like one is seen."""
+UNSETTLED_SECONDS = 3.0
 """So long before the death of a server may lie what its last answers have not made durable (`synchronous_commit` of PostgreSQL's claims and
-settlements), and so long after it may a message start that was claimed before."""
+settlements), and so long after it may a message start that was claimed before: less than a second, and what a busy machine adds."""
 
 PRODUCER = """
 import itertools, sys, time
 import proj
+from awake import AwakeClock
 
 name = sys.argv[1]
 work, flaky, once, after = proj.work, proj.flaky, proj.once, proj.after
 proj.app.broker.depth(["celery"])  # what it takes to import and to connect belongs to no call
-for number in itertools.count():
-    if (proj.HERE / "gates" / f"{name}-enough").exists():
-        break
-    label = f"{name}-{number}"
-    match number % 10:
-        case 0:
-            call = flaky.s(label, failures=1)
-        case 1:
-            call = work.s(label).set(link=after.s(f"after-{label}"))
-        case 2:
-            call = once.s(label)
-        case 3:
-            call = work.s(label).set(countdown=0.2)
-        case _:
-            call = work.s(label, seconds=number % 7 / 2000)
-    began = time.monotonic()
-    try:
-        task_id = call.delay().id
-        what, error = "sent", ""
-    except Exception as problem:
-        task_id, what, error = getattr(problem, "task_id", ""), "refused", f"{type(problem).__name__}: {problem}"
-    proj.write(what, label, id=task_id, error=error, seconds=time.monotonic() - began, kind=call.task.rpartition(".")[2])
-    time.sleep(0.004 if what == "sent" else 0.02)
+with AwakeClock() as awake:
+    for number in itertools.count():
+        if (proj.HERE / "gates" / f"{name}-enough").exists():
+            break
+        label = f"{name}-{number}"
+        match number % 10:
+            case 0:
+                call = flaky.s(label, failures=1)
+            case 1:
+                call = work.s(label).set(link=after.s(f"after-{label}"))
+            case 2:
+                call = once.s(label)
+            case 3:
+                call = work.s(label).set(countdown=0.2)
+            case _:
+                call = work.s(label, seconds=number % 7 / 2000)
+        began, awake_began = time.monotonic(), awake.seconds()
+        try:
+            task_id = call.delay().id
+            what, error = "sent", ""
+        except Exception as problem:
+            task_id, what, error = getattr(problem, "task_id", ""), "refused", f"{type(problem).__name__}: {problem}"
+        proj.write(what, label, id=task_id, error=error, began=began, seconds=awake.seconds() - awake_began, kind=call.task.rpartition(".")[2])
+        time.sleep(0.004 if what == "sent" else 0.02)
 """
 
 
@@ -92,8 +95,8 @@ class Load:
     def stop(self, *, lost_before: float = 0.0) -> None:
         """Nothing more is sent; waits until all of it (that was sent after `lost_before`) has run."""
         self.project.open_gate(f"{self.name}-enough")
-        assert self.program.wait(20) == 0
-        sent = [entry for entry in self.sent() if entry.at > lost_before]
+        assert self.program.wait(PATIENCE_SECONDS) == 0
+        sent = [entry for entry in self.sent() if entry.began > lost_before]
         with suppress(AssertionError):  # `check` says what is missing
             self.project.wait_done([entry.id for entry in sent if entry.kind != "once"])
             until(lambda: not self._forgotten(sent), "what follows has started")
@@ -102,7 +105,7 @@ class Load:
     def check(self, *, lost_before: float = 0.0) -> str:
         """Nothing is lost (but what was sent before `lost_before`), nothing is doubled, no call took long. Returns a line of figures."""
         journal = self.project.journal()
-        sent = [entry for entry in self.sent() if entry.at > lost_before]
+        sent = [entry for entry in self.sent() if entry.began > lost_before]
         self._check_that_all_ran(sent, journal)
         repeats = self._check_repeats(journal, lost_before)
         self._check_calls()

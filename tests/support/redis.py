@@ -54,7 +54,7 @@ class Servers:
         home = self.directory / str(number)
         home.mkdir()
         lines = [f"port {number}", "bind 127.0.0.1", f"dir {home}", f"sentinel monitor shop 127.0.0.1 {primary} 1"]
-        lines += ["sentinel down-after-milliseconds shop 300", "sentinel failover-timeout shop 3000"]
+        lines += ["sentinel down-after-milliseconds shop 1000", "sentinel failover-timeout shop 3000"]
         (home / "sentinel.conf").write_text("\n".join(lines) + "\n")
         self._run(number, [str(self.program), str(home / "sentinel.conf"), "--sentinel"])
         assert answers(number, self.processes[number])

@@ -65,6 +65,7 @@ class Entry(msgspec.Struct, kw_only=True, frozen=True):
     retries: int = 0
     arguments: list[Any] = []
     error: str = ""
+    began: float = 0.0
     seconds: float = 0.0
     kind: str = ""
 
@@ -338,10 +339,10 @@ class Project:
         for popen in [*(worker.popen for worker in self.workers), *self.programs]:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(popen.pid, signal.SIGKILL)
-            popen.wait(10)
+            popen.wait(PATIENCE_SECONDS)
             if popen.stdout is not None:
                 popen.stdout.close()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while left := self.processes():
             for pid in left:
                 with suppress(ProcessLookupError):
