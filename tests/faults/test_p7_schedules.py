@@ -32,8 +32,8 @@ ENGINES = ("sqlite", "redis", "postgresql", "rabbitmq")
 BEATS = 5
 WRONG = {3: 90, 4: -90}
 """The beats whose clock is wrong, and by how many seconds."""
-LATEST_SECONDS = 5.0
-"""No occurrence may be later, whatever happens to the beats."""
+LATEST_SECONDS = 10.0
+"""No occurrence may be later, whatever happens to the beats: ten times as long as the one that is always awake may sleep."""
 LIBFAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 WITH_WRONG_CLOCK = """
 import sys, time
@@ -60,6 +60,8 @@ class Storm:
     dice: random.Random = field(init=False)
     beats: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)
+    told: dict[int, int] = field(default_factory=dict)
+    """How long the log of each beat was when it was started the last time."""
     done: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -95,7 +97,8 @@ class Storm:
             more = {"LD_PRELOAD": str(LIBFAKETIME), "FAKETIME": f"{wrong:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         elif wrong is not None:
             command = [sys.executable, "-c", WITH_WRONG_CLOCK, str(wrong), *words]
-        with (self.project.directory / f"beat-{number}.log").open("ab") as log:
+        with self.log(number).open("ab") as log:
+            self.told[number] = log.tell()
             self.beats[number] = subprocess.Popen(
                 command,
                 cwd=self.project.directory,
@@ -109,16 +112,22 @@ class Storm:
 
     def strike(self) -> None:
         """Something befalls one of them; one of them always goes on."""
-        awake = [number for number in self.beats if number not in self.stopped]
+        awake = [number for number in self.beats if number not in self.stopped and self.works(number)]
         what = self.dice.choice(["kill", "stop", "continue"] if self.stopped else ["kill", "stop"])
         if what == "continue":
             self.resume(self.dice.choice(sorted(self.stopped)))
         elif what == "stop" and len(awake) > 1:
             self.stop(self.dice.choice(awake))
-        elif len(awake) > 1 or self.stopped:
-            victims = [number for number in self.beats if number in self.stopped or len(awake) > 1]
+        elif victims := [number for number in self.beats if number not in awake or len(awake) > 1]:
             self.kill(self.dice.choice(victims))
         self.done[what] += 1
+
+    def works(self, number: int) -> bool:
+        """It has come so far since it was started."""
+        return b"beat: Starting..." in self.log(number).read_bytes()[self.told[number] :]
+
+    def log(self, number: int) -> Path:
+        return self.project.directory / f"beat-{number}.log"
 
     def kill(self, number: int) -> None:
         """... and another is started in its place."""
