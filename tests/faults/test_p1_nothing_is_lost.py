@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.support.awake import AwakeClock
 from tests.support.engines import every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import Project, WorkerProcess, until
@@ -62,18 +63,22 @@ def test_p1_nothing_accepted_is_lost_when_a_worker_is_killed(project: Project, k
     long = project.tasks.work.delay("long", gate="go")
     ids = [long.id, *send_short(project)]
     project.wait_started("long")
-    until(lambda: len(project.journal("end")) >= 20, "some short ones have ended")
-    killed_at = time.monotonic()
-    kill(worker)  # type: ignore[operator]
-    worker.wait()
-    until(lambda: not project.processes(), "its processes are gone")
+    with AwakeClock() as awake:
+        until(lambda: len(project.journal("end")) >= 20, "some short ones have ended")
+        begun = time.monotonic()
+        kill(worker)  # type: ignore[operator]
+        killed_at = time.monotonic()
+        worker.wait()
+        until(lambda: not project.processes(), "its processes are gone")
+    unsettled_seconds = 1.0 + awake.longest_standstill_seconds
     project.worker("-c", "2", name="w")
     project.open_gate("go")
     assert_all_done(project, ids)
     first = {entry.label: entry.at for entry in reversed(project.journal("start"))}
     ended = {entry.label: entry.at for entry in reversed(project.journal("end"))}
     for label in repeated(project) - {"long"}:
-        assert first[label] <= killed_at + 1.0 and ended[label] > killed_at - 1.0, f"{label} was settled long before the kill"
+        just_then = first[label] <= killed_at + unsettled_seconds and ended[label] > begun - unsettled_seconds
+        assert just_then, f"{label} was settled long before the kill"
 
 
 PRODUCER = """
@@ -95,14 +100,12 @@ def test_p1_nothing_accepted_is_lost_when_its_producer_is_killed(project: Projec
         lines += producer.stdout.read().splitlines(keepends=True)
         producer.wait()
         accepted |= {f"sent-{round_number}-{int(line)}" for line in lines if line.endswith(b"\n")}
-    depth = project.broker.depth(["celery"])["celery"]
-    assert len(accepted) <= depth.ready <= len(accepted) + 3
     project.worker("-c", "2")
-    until(lambda: len(project.journal("end")) >= depth.ready, "all have run")
+    # A server may get to the last one only now, so nobody can say beforehand how many there are.
+    until(lambda: accepted <= {entry.label for entry in project.journal("end")}, "all that was accepted has run")
     project.wait_empty()
     labels = [entry.label for entry in project.journal("end")]
-    assert accepted <= set(labels)
-    assert len(labels) == len(set(labels)) == depth.ready
+    assert len(labels) == len(set(labels)) <= len(accepted) + 3
 
 
 def test_p1_acks_late_false_runs_at_most_once_when_its_process_is_killed(project: Project) -> None:
@@ -134,8 +137,8 @@ def test_p1_acks_late_false_runs_at_most_once_when_everything_is_killed(make_pro
 def test_p1_a_retry_and_a_follow_up_survive_the_death_of_everything(project: Project) -> None:
     """The retry, and the callback of a success, are published in the same step that ends their parent."""
     worker = project.worker("-c", "2", name="w")
-    retried = project.tasks.flaky.delay("flaky", failures=1, countdown=1.0)
-    first = project.tasks.work.apply_async(["parent"], link=project.tasks.after.s("child").set(countdown=1.0))
+    retried = project.tasks.flaky.delay("flaky", failures=1, countdown=5.0)
+    first = project.tasks.work.apply_async(["parent"], link=project.tasks.after.s("child").set(countdown=5.0))
     project.wait_state(retried.id, "RETRY")
     project.wait_state(first.id, "SUCCESS")
     kill_all(worker)
