@@ -122,6 +122,7 @@ class Project:
     mark: str = field(default_factory=lambda: uuid4().hex)
     workers: list[WorkerProcess] = field(default_factory=list)
     programs: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _pipes: list[int] = field(default_factory=list)
     _module: Any = None
 
     def __post_init__(self) -> None:
@@ -291,9 +292,8 @@ class Project:
     def open_gate(self, name: str) -> None:
         """Lets the tasks go on that wait at this gate."""
         path = self.directory / "gates" / name
-        if path.is_fifo():
-            with suppress(OSError):  # nobody waits there
-                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        if path.is_fifo():  # whoever comes to it later finds it open, too
+            self._pipes.append(os.open(path, os.O_RDWR))
         else:
             path.touch()
 
@@ -349,6 +349,8 @@ class Project:
                     os.kill(pid, signal.SIGKILL)
             assert time.monotonic() < deadline, f"processes {left} cannot be killed"
             time.sleep(0.01)
+        while self._pipes:
+            os.close(self._pipes.pop())
         if self._module is not None:
             self.app.close()
             sys.modules.pop("proj", None)
