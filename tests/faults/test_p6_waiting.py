@@ -37,8 +37,9 @@ def test_p6_what_waits_for_its_time_waits_in_the_engine_and_survives_every_resta
     assert min(start - delay for start, delay in zip(starts, delays, strict=True)) >= 0.0, "nothing starts before its time"
     lateness = [start - max(delay, ready) for start, delay in zip(starts, delays, strict=True)]
     assert statistics.median(lateness) < 1.0, lateness
-    *_, first, second = project.starts("retried")  # where results live elsewhere, RETRY may be stored when the retry is not published yet
-    assert second.wall - first.wall >= 6.0
+    # Where results live elsewhere, who was killed may have stored RETRY and not yet settled: then the first try is made again, and its retry may come twice.
+    first, *others = project.starts("retried")
+    assert next(entry for entry in others if entry.retries == 1).wall - first.wall >= 6.0
     if project.broker.capabilities.ids:
         assert project.broker.find([months.id])[months.id].state == "scheduled"
     assert not project.starts("months")
