@@ -150,4 +150,6 @@ def test_p1_a_retry_and_a_follow_up_survive_the_death_of_everything(project: Pro
     retries = [entry.retries for entry in project.starts("flaky")]
     # Where results live elsewhere, RETRY may be stored when the retry is not published yet: the first try is made again then.
     assert retries == [0, 1] or (retries == [0, 0, 1] and not project.broker.capabilities.atomic_results)
-    assert len(project.starts("parent")) == len(project.starts("child")) == 1
+    assert len(project.starts("parent")) == 1
+    # RabbitMQ knows no ids: who was killed between publishing what follows and its acknowledgement has it published again.
+    assert len(project.starts("child")) == 1 or (len(project.starts("child")) == 2 and not project.broker.capabilities.ids)
