@@ -91,6 +91,7 @@ for number in range(100_000):
 
 def test_p1_nothing_accepted_is_lost_when_its_producer_is_killed(project: Project) -> None:
     """What it was told to be accepted is there, whole; what it was just sending is there whole or not at all."""
+    project.prepare()
     accepted: set[str] = set()
     for round_number in range(3):
         producer = project.program(PRODUCER.replace("sent-", f"sent-{round_number}-"))

@@ -60,6 +60,7 @@ def test_p2_forty_dead_children_leave_nothing_behind_in_their_supervisor(make_pr
 @pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "gevent", "eventlet"])
 @pytest.mark.parametrize("death_signal", [True, False], ids=["", "without the kernel's help"])
 def test_p2_nothing_starts_once_the_supervisor_is_dead(project: Project, pool: str, death_signal: bool) -> None:
+    project.prepare()
     for number in range(500):  # of which two at a time last for half a minute: also where all that is done here takes long
         project.tasks.work.delay(f"task-{number}", seconds=0.12)
     worker = project.worker("-c", "2", "-P", pool, env={} if death_signal else {"PROJ_NO_DEATH_SIGNAL": "1"})

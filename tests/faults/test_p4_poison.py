@@ -88,6 +88,7 @@ def test_p4_poison_among_threads_does_not_take_its_neighbours_along(project: Pro
 
 def test_p4_interruptions_by_deploys_are_no_crashes(project: Project) -> None:
     """However often a worker is stopped and started: it is neither a crash nor a retry."""
+    project.prepare()
     result = project.tasks.work.delay("long", gate="go")
     for times in range(1, 6):
         worker = project.worker("-c", "1", name="w")

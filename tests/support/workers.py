@@ -24,7 +24,7 @@ from uuid import uuid4
 
 import msgspec
 
-from .engines import Home, SQLiteHome
+from .engines import Home, SQLiteHome, wait_for
 
 T = TypeVar("T")
 
@@ -157,6 +157,10 @@ class Project:
     @property
     def backend(self) -> Any:
         return self.app.backend
+
+    def prepare(self) -> None:
+        """Has the engine make what it needs at its first use. A call that comes first has no more than its second for that."""
+        wait_for(lambda: self.broker.depth(["celery"]))
 
     # -- workers -------------------------------------------------------------------------------------------------
 
