@@ -233,7 +233,8 @@ class PostgreSQLHome:
         return {"broker_url": self.url, "broker_transport_options": {"schema": f"test_{uuid4().hex}"}}
 
     def remove(self, settings: Mapping[str, Any]) -> None:
-        self._execute(f"DROP SCHEMA IF EXISTS {settings['broker_transport_options']['schema']} CASCADE")
+        # The server may still be at the last statements of clients that were killed, which take locks in another order.
+        wait_for(lambda: self._execute(f"DROP SCHEMA IF EXISTS {settings['broker_transport_options']['schema']} CASCADE"))
 
     def kill(self) -> None:
         """As when the machine dies: the postmaster, and with it all of its processes."""
