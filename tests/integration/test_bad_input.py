@@ -22,6 +22,7 @@ from celeriac import Celeriac
 from celeriac.core.errors import EncodeError, EnqueueError, ImproperlyConfigured, NotRegistered, TaskError
 from celeriac.tasks import registry
 from celeriac.testing import FaultyEngine
+from tests.support.workers import PATIENCE_SECONDS, children_of, until
 
 pytest_plugins = ["pytester"]
 SOURCES = Path(__file__).parents[2] / "src"
@@ -102,9 +103,11 @@ class Shop:
         )  # fmt: skip
 
     def close(self) -> None:
-        self.worker.send_signal(signal.SIGTERM)
         try:
-            assert self.worker.wait(30) == 0, (self.folder / "log").read_text()
+            # Not every test waits for the worker, and one that has no processes yet may not know what a TERM means.
+            until(lambda: children_of(self.worker.pid) or self.worker.poll() is not None, "the worker has processes")
+            self.worker.send_signal(signal.SIGTERM)
+            assert self.worker.wait(PATIENCE_SECONDS) == 0, (self.folder / "log").read_text()
         finally:
             self.worker.kill()
             self.worker.wait()
