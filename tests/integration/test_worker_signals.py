@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import textwrap
 
 import pytest
@@ -29,6 +30,35 @@ def test_celeryd_init_may_change_settings_for_one_worker(make_project: MakeProje
     until(lambda: project.broker.nodes() and project.broker.nodes()[0].concurrency == 3, "the worker says that it runs three at once")
     assert "Traceback" not in worker.log()
     assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_nothing_new_is_taken_any_more_when_worker_shutting_down_is_sent(make_project: MakeProject, pool: str) -> None:
+    project = make_project()
+    (project.directory / "told.py").write_text(
+        textwrap.dedent(
+            """
+            from celeriac.signals import worker_shutting_down
+            from proj import wait_for_gate, write
+
+            @worker_shutting_down.connect
+            def tell(**kwargs):
+                write("told", "receiver")
+                wait_for_gate("receiver")
+            """
+        )
+    )
+    worker = project.worker("-I", "told", "-P", pool, "-c", "1")
+    running = project.tasks.work.delay("running", gate="go")
+    project.wait_started("running")
+    worker.signal(signal.SIGTERM)
+    until(lambda: project.journal("told"), "the receiver is told")
+    waiting = project.tasks.work.delay("waiting")
+    project.open_gate("go")
+    project.wait_state(running.id, "SUCCESS")
+    project.open_gate("receiver")
+    assert worker.wait() == 0
+    assert project.broker.find([waiting.id])[waiting.id].state == "ready" and not project.starts("waiting")
 
 
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])

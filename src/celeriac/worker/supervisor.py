@@ -363,12 +363,12 @@ class Supervisor:
     def _stopped(self) -> bool:
         if not self._stops:
             return False
-        self._announce_stop()
         for companion in self.companions:
             companion.stop()
         for process in self.processes.values():
             if not process.draining:
                 process.drain()
+        self._announce_stop()  # now it is true
         if self._cold or time.monotonic() > self._deadline:
             self._kill_all()
         return self._all_ended_in_peace()
