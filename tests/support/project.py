@@ -184,8 +184,8 @@ def progress(self: Task[..., Any], label: str, gate: str) -> str:
 @app.task(bind=True)
 def polite(self: Task[..., Any], label: str) -> str:
     """Catches its soft time limit."""
-    note(self, "start", label)
     try:
+        note(self, "start", label)
         wait_for_gate("never")
     except SoftTimeLimitExceeded:
         note(self, "soft", label)
@@ -273,6 +273,12 @@ def whoami() -> int:
 
 @app.task(rate_limit="2/s", bind=True)
 def limited(self: Task[..., Any], label: str) -> str:
+    note(self, "start", label)
+    return label
+
+
+@app.task(rate_limit="1/h", bind=True)
+def hourly(self: Task[..., Any], label: str) -> str:
     note(self, "start", label)
     return label
 
