@@ -34,8 +34,9 @@ logging.config.dictConfig({
 """
 
 
-def talk(project: Project, word: str) -> str:
-    """Runs the task; returns its id."""
+def talk(project: Project, word: str, log: str = "worker-1.log") -> str:
+    """Runs the task; returns its id. Its lines are not among those of the start: processes work before their supervisor has said that it is ready."""
+    until(lambda: "ready." in (project.directory / log).read_text(), "it says that it is ready")
     result = project.app.send_task("extra.talk", [word])
     project.wait_state(result.id, "SUCCESS")
     return str(result.id)
@@ -80,7 +81,7 @@ def test_prints_are_left_alone_where_the_settings_say_so(make_project: MakeProje
 def test_logging_that_the_program_has_configured_stays(project: Project) -> None:
     (project.directory / "extra.py").write_text(OWN_LOGGING + TASKS)
     worker = project.worker("-c", "1", "-I", "extra")
-    task_id = talk(project, "hello")
+    task_id = talk(project, "hello", log="own.log")
     until(lambda: "succeeded" in (project.directory / "own.log").read_text(), "the end of the task is logged")
     text = (project.directory / "own.log").read_text()
     assert line(text, "logged hello") == f"OWN INFO extra.talk {task_id} ForkPoolWorker-1 logged hello"
