@@ -54,14 +54,14 @@ def test_the_classic_celery_py_is_the_app(make_site: MakeDjangoProject) -> None:
     alone = [sys.executable, "-c", "from config.celery import app; print(app.broker.url, app.broker.nodes()[0].pool)"]
     done = subprocess.run(alone, cwd=site.directory, env=site.environment(), capture_output=True, text=True, timeout=100)
     assert done.stdout == "django://default prefork\n", done.stderr
-    assert "config.celery.debug_task" in site.run("celeriac", "inspect", "registered")
+    assert "config.celery.debug_task" in site.run("celeriac", "inspect", "registered", "-t", "20")
 
 
 def test_the_commands_find_the_app_by_themselves(make_site: MakeDjangoProject) -> None:
     site = make_site()
     site.worker("-c", "1", "-n", "here@%h")
-    assert "here@" in site.run("celeriac", "status")
-    assert "here@" in site.run("celeriac", "--settings", "config.settings", "status")
+    assert "here@" in site.run("celeriac", "status", "-t", "20")
+    assert "here@" in site.run("celeriac", "--settings", "config.settings", "status", "-t", "20")
     assert "worker" in site.run("celeriac", "--help")
     assert "manage.py celeriac" in site.run("celeriac", "worker", "--help")
 

@@ -116,7 +116,7 @@ def test_a_task_from_call_to_result(shell: Shell) -> None:
     assert isinstance(why, dict)
     assert (why["state"], why["task"]) == ("running", "proj.celery.hold")
     assert why["facts"]["pid"] and why["facts"]["started_at"]
-    active = shell.json("inspect", "active")
+    active = shell.json("inspect", "active", "-t", "20")
     assert isinstance(active, dict)
     ((info,),) = active.values()
     assert info["id"] == id

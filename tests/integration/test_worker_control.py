@@ -38,7 +38,7 @@ def test_active_reserved_and_scheduled_say_where_tasks_are(project: Project) -> 
     assert running["args"] == ["active"] and running["kwargs"] == {"gate": "go"}
     assert running["hostname"] == name and running["worker_pid"] == start.pid
     assert running["delivery_info"]["routing_key"] == "celery" and not running["delivery_info"]["redelivered"]
-    assert abs(running["time_start"] - start.wall) < 5
+    assert abs(running["time_start"] - start.wall) < 30
     assert ask(project).reserved() == {name: []}
     (scheduled,) = ask(project).scheduled()[name]
     assert scheduled["request"]["id"] == later.id and scheduled["eta"]
@@ -175,7 +175,7 @@ def test_the_command_line_asks_and_tells(project: Project) -> None:
         (["inspect", "stats"], [name, str(worker.pid)]),
         (["control", "pool_grow", "1"], [name, "pool will grow"]),
     ):
-        done = project.command(*arguments)
+        done = project.command(*arguments, "--timeout", "20")
         assert done.returncode == 0, done.stderr
         for word in words:
             assert word in done.stdout
