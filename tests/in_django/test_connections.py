@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.django_project import MakeDjangoProject, administer
+from tests.support.django_project import MakeDjangoProject, administer, close_all
 from tests.support.workers import until
 
 POOLS = [["-P", "prefork", "-c", "2"], ["-P", "threads", "-c", "3"], ["-P", "asyncio", "-c", "5"]]
@@ -31,8 +31,7 @@ results = [{task}.delay(book.pk) for _ in range(20)]
 print(json.dumps([result.get(timeout=40) for result in results]))
 """
     assert site.python(send) == ["Momo"] * 20
-    killed = administer(postgresql_database, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s")
-    assert killed
+    assert close_all(postgresql_database)
     assert site.python(send) == ["Momo"] * 20
 
 
@@ -53,7 +52,8 @@ print(book.copies)
 """
     assert site.python(run.format(count=20)) == 20
     assert site.python(run.format(count=1000)) == 1000
-    until(lambda: connections_to(postgresql_database) <= int(arguments[-1]), "those of who sent the tasks have ended")
+    # The server may still be at the end of a client that is gone, and an outbox looked after.
+    until(lambda: connections_to(postgresql_database) <= int(arguments[-1]), "as many as there are places")
     if age == 0:
         until(lambda: connections_to(postgresql_database) == 0, "each task closed its connection")
 

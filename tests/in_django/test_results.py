@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.django_project import DjangoProject, MakeDjangoProject, administer
+from tests.support.django_project import DjangoProject, MakeDjangoProject, close_all
 
 FULL = """
 from datetime import UTC, datetime
@@ -85,7 +85,7 @@ from books.tasks import join
 print(json.dumps([join.delay([str(number)]).get(timeout=40) for number in range(5)]))"""
     numbers = ["0", "1", "2", "3", "4"]
     assert site.python(send) == numbers
-    administer(database, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s")
+    close_all(database)
     assert site.python(send) == numbers
 
 

@@ -119,3 +119,14 @@ def administer(database: dict[str, Any], statement: str) -> list[Any]:
         autocommit=True,
     ) as connection:
         return connection.execute(statement, [database["NAME"]]).fetchall()  # type: ignore[arg-type]
+
+
+def close_all(database: dict[str, Any]) -> int:
+    """The server ends all sessions in this database, and has ended them; returns how many."""
+    pids = administer(database, "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s")
+    for pid, _ in pids:
+        until(
+            lambda pid=pid: not administer(database, f"SELECT 1 FROM pg_stat_activity WHERE datname = %s AND pid = {pid}"),  # type: ignore[misc]
+            f"session {pid} has ended",
+        )
+    return len(pids)
