@@ -102,7 +102,7 @@ print(json.dumps([result.get(timeout=60) for result in results]))"""
 
 def test_what_was_committed_while_the_broker_was_away_runs_when_it_is_back(redis_servers: Any, make_site: MakeDjangoProject) -> None:
     port = redis_servers.start()
-    site = make_site(CELERY_BROKER_URL=f"redis://127.0.0.1:{port}/0")
+    site = make_site(CELERY_BROKER_URL=f"redis://127.0.0.1:{port}/0", CELERY_BROKER_PUBLISH_TIMEOUT=1)
     site.worker("-c", "1")
     redis_servers.stop_one(port)
     took = site.python(

@@ -15,5 +15,6 @@ TIME_ZONE = "Europe/Berlin"
 LANGUAGE_CODE = "en"
 ROOT_URLCONF = "config.urls"
 CELERY_BROKER_URL = f"sqlite:///{BASE_DIR / 'queue.db'}"
+CELERY_BROKER_PUBLISH_TIMEOUT = 40  # the machine of the tests may be busy
 
 globals().update(json.loads((BASE_DIR / "settings.json").read_text()))
