@@ -27,6 +27,7 @@ def pages(pid: int) -> int:
 
 def test_a_process_holds_nothing_of_its_siblings_and_the_supervisor_nothing_of_the_dead(project: Project) -> None:
     worker = project.worker("-c", "3", "--max-tasks-per-child", "5")
+    assert project.app.control.ping(timeout=40)  # it has opened by now what it works with
     at_first = len(os.listdir(f"/proc/{worker.pid}/fd"))
     results = [project.tasks.whoami.delay() for _ in range(60)]
     pids = {result.get(timeout=40) for result in results}
