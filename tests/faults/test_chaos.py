@@ -361,6 +361,7 @@ def test_p3_twenty_rounds_of_stopped_workers_lose_nothing_and_settle_once(
     report(chaos(make_project, seed=seed, pool=pool, tasks=6000, rounds=20, workers=3, stops=True))
 
 
+@pytest.mark.hasty
 class TestWithServers:
     """The same, and the server is killed as well, as often as processes and supervisors. It keeps what it has answered: in the long runs on the disk."""
 

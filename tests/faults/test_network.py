@@ -15,7 +15,7 @@ from tests.support.engines import SERVERS, Home, Homes, ServerHome, every_engine
 from tests.support.load import Load
 from tests.support.workers import Project, until
 
-pytestmark = [pytest.mark.promise(1), pytest.mark.promise(8)]
+pytestmark = [pytest.mark.promise(1), pytest.mark.promise(8), pytest.mark.hasty]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.support.awake import AwakeClock
 from tests.support.fixtures import MakeProject
 from tests.support.workers import PATIENCE_SECONDS, SOURCES, Project
 
-pytestmark = pytest.mark.promise(8)
+pytestmark = [pytest.mark.promise(8), pytest.mark.hasty]
 
 LIMIT_SECONDS = 1.0
 """broker_publish_timeout by default."""

@@ -14,7 +14,7 @@ from tests.support.engines import SERVERS, Home, Homes, ServerHome, every_engine
 from tests.support.fixtures import MakeProject
 from tests.support.workers import PATIENCE_SECONDS, Project, until
 
-pytestmark = [pytest.mark.promise(8), every_engine(always=("redis", "postgresql", "rabbitmq"), engines=SERVERS)]
+pytestmark = [pytest.mark.promise(8), pytest.mark.hasty, every_engine(always=("redis", "postgresql", "rabbitmq"), engines=SERVERS)]
 
 LIMIT_SECONDS = 1.0
 """broker_publish_timeout by default."""

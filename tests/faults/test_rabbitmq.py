@@ -17,7 +17,7 @@ from tests.support.load import Load
 from tests.support.rabbitmq import young
 from tests.support.workers import PATIENCE_SECONDS, SHORT_LEASE, Project, until
 
-pytestmark = [pytest.mark.promise(8), every_engine(always=("rabbitmq",), engines=("rabbitmq",)), *young]
+pytestmark = [pytest.mark.promise(8), pytest.mark.hasty, every_engine(always=("rabbitmq",), engines=("rabbitmq",)), *young]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.support.load import LIMIT_SECONDS, SLACK_SECONDS, Load
 from tests.support.rabbitmq import Cluster, Server
 from tests.support.workers import Project, until
 
-pytestmark = [pytest.mark.promise(1), pytest.mark.promise(8), pytest.mark.chaos]
+pytestmark = [pytest.mark.promise(1), pytest.mark.promise(8), pytest.mark.hasty, pytest.mark.chaos]
 
 
 class ClusterHome(RabbitMQHome):

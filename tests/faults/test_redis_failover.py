@@ -16,7 +16,7 @@ from tests.support.workers import PATIENCE_SECONDS, Project, until
 
 from tests.support.redis import Servers, free_port, make_cluster, redis  # isort: skip  (skips all where redis-py is missing)
 
-pytestmark = [pytest.mark.promise(1), pytest.mark.promise(8)]
+pytestmark = [pytest.mark.promise(1), pytest.mark.promise(8), pytest.mark.hasty]
 
 
 class SentinelHome:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from .engines import Home, Homes
-from .workers import Project
+from .workers import PATIENCE_SECONDS, Project
 
 MakeProject = Callable[..., Project]
 
@@ -43,11 +43,17 @@ def home(homes: Homes, engine: str) -> Home:
 
 
 @pytest.fixture
-def make_project(tmp_path: Path, home: Home) -> Iterator[MakeProject]:
-    """`make_project(**settings)`: a project in a directory of its own. All it starts is gone after the test."""
+def make_project(request: pytest.FixtureRequest, tmp_path: Path, home: Home) -> Iterator[MakeProject]:
+    """`make_project(**settings)`: a project in a directory of its own. All it starts is gone after the test.
+
+    Its calls wait for as long as a test does: a server, or whoever writes to the file, may be kept from the processor for more than a second. In a test that is
+    marked `hasty` they give up as they do by default.
+    """
     made: list[Project] = []
+    patience = {} if request.node.get_closest_marker("hasty") else {"broker_publish_timeout": PATIENCE_SECONDS}
 
     def make(**settings: Any) -> Project:
+        settings = {**patience, **settings}
         made.append(Project(tmp_path / f"project-{len(made) + 1}", settings, home))
         return made[-1]
 
@@ -58,5 +64,5 @@ def make_project(tmp_path: Path, home: Home) -> Iterator[MakeProject]:
 
 @pytest.fixture
 def project(make_project: MakeProject) -> Project:
-    """A project with default settings."""
+    """A project with no settings of its own."""
     return make_project()

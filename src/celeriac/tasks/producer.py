@@ -324,7 +324,7 @@ class Producer:
         An engine that cannot be reached is tried again, as `task_publish_retry_policy` says, but never for longer than `broker_publish_timeout` in all;
         and not at all while it counts as away, after several failures: then this raises at once.
 
-        Raises: EnqueueError: none of them is in any queue.
+        Raises: EnqueueError: none of them is in any queue; or, where its `unsure` says so, only the answer is known to be missing.
         """
         if self.outbox is not None and not at_once and self.outbox(messages, joins):
             return
