@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from celeriac.engines import rabbitmq_sender
+from celeriac.engines import rabbitmq_desk, rabbitmq_sender
 from celeriac.engines import rabbitmq_wire as wire
 from tests.support.engines import Home, Homes, RabbitMQHome, every_engine
 from tests.support.fixtures import MakeProject
@@ -74,13 +74,17 @@ def test_without_memory_calls_are_refused_and_workers_finish_what_they_have(proj
     assert load.workers[0].stop() == 0
 
 
-@pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.parametrize(("pool", "killed"), [("prefork", True), ("prefork", False), ("threads", False), ("asyncio", False)])
 def test_what_was_acknowledged_early_and_not_heard_runs_once_and_has_not_failed(
-    make_project: MakeProject, home: RabbitMQHome, killed: bool
+    make_project: MakeProject, home: RabbitMQHome, pool: str, killed: bool
 ) -> None:
-    """RabbitMQ never gets the acknowledgement, and gives the message to whoever is there: its task must not have begun by then, nor have failed because its process died."""
+    """RabbitMQ never gets the acknowledgement, and gives the message to whoever is there: its task must not have begun by then, nor have failed because its process died.
+
+    With this lease it takes longer until the connection is given up than a process is kept waiting for an answer at once.
+    """
     project = make_project(**SHORT_LEASE)
-    first = project.worker("-c", "1")
+    assert SHORT_LEASE["worker_lease_duration"] > rabbitmq_desk.UNKNOWN_SECONDS
+    first = project.worker("-c", "1", "-P", pool)
     (process,) = first.children()
     (proxy,) = home.proxies
     proxy.lose(wire.acknowledgement(1, 0)[:11])

@@ -22,6 +22,7 @@ from ..core.errors import EngineUnavailable, NodeLost
 from ..core.message import Holder
 from .network import readable
 from .rabbitmq_held import Held
+from .rabbitmq_ledger import Unread
 from .rabbitmq_sender import LOCAL_SECONDS
 from .rabbitmq_wire import RECEIVE_BYTES
 
@@ -63,8 +64,10 @@ class Desk:
         return self._ask(["settle", leases])[1]
 
     def leave(self, leases: Sequence[Any]) -> list[str]:
-        """Settles these, whose tasks run after this: RabbitMQ gives them to nobody else any more."""
-        return self._ask(["leave", leases])[1]
+        """Settles these, whose tasks run after this: RabbitMQ gives them to nobody else any more. Waits until that is known, or the connection is lost."""
+        while True:
+            with suppress(Unread):
+                return self._ask(["leave", leases])[1]
 
     def stale(self, leases: Sequence[Any]) -> list[str]:
         return self._ask(["stale", leases])[1]
@@ -83,6 +86,8 @@ class Desk:
             raise NodeLost(self.node)
         if answer[0] == "lost":
             raise NodeLost(self.node)
+        if answer[0] == "unread":
+            raise Unread
         if answer[0] == "away":
             raise EngineUnavailable(answer[1][0])
         return answer
@@ -258,7 +263,7 @@ class Reception:
             if time.monotonic() - since < UNKNOWN_SECONDS:
                 client.deferred = request, since
                 return
-            answer = "away", [str(problem)], []
+            answer = "unread" if isinstance(problem, Unread) else "away", [str(problem)], []
         if answer is not None:
             self.answer(client, answer)
 

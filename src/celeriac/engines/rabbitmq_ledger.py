@@ -26,6 +26,13 @@ WORN_RETURNS = 10
 """What has come back so often is published anew, before it is dropped: RabbitMQ 4 allows 20 returns, unless its queue says otherwise, and counts what was only buffered too."""
 
 
+class Unread(EngineUnavailable):
+    """RabbitMQ has yet to answer what it was asked after an acknowledgement. It does, or the connection is lost."""
+
+    def __init__(self) -> None:
+        super().__init__("RabbitMQ has not answered yet since a message was acknowledged.")
+
+
 class Ledger:
     """All that RabbitMQ has given, and what became of it."""
 
@@ -175,6 +182,8 @@ class Ledger:
             held = self.held.get(id)
             if held is None or held.token != token or held.holder != Holder(node, process):
                 refused.append(id)
+            elif id in self.leaving:  # given back now, and not acknowledged in the end, it would be there twice
+                raise Unread
             elif held.lost:  # should it come to us after all, it has to be run anew: its holder is told to let go
                 del self.held[id]
                 refused.append(id)
@@ -206,7 +215,7 @@ class Ledger:
         """They are done before they run. Returns the ids that were refused.
 
         RabbitMQ confirms no acknowledgement, but it answers in order: so `ask` asks it something after them, and returns the number of that question. Until it is
-        answered (`answered`), this raises EngineUnavailable, and is to be called again. When the connection is lost first, they are held still, and lost.
+        answered (`answered`), this raises Unread, and is to be called again. When the connection is lost first, they are held still, and lost.
         """
         self._await_returns(leases)
         refused: list[str] = []
@@ -230,7 +239,7 @@ class Ledger:
                 held.tag = None
                 self.leaving[held.id] = held, number
         if waits:
-            raise EngineUnavailable("RabbitMQ has not answered yet since a message was acknowledged.")
+            raise Unread
         return refused
 
     def answered(self, number: int) -> None:
@@ -261,7 +270,7 @@ class Ledger:
         mine = [held for held in self.of_node(node) if held.holder is not None and process in (None, held.holder.process)]
         self._await_returns([(held.id, held.token, "", 0) for held in mine])
         if process is not None and any(held.id in self.leaving for held in mine):
-            raise EngineUnavailable("RabbitMQ has not answered yet since a message was acknowledged.")
+            raise Unread
         return [held for held in mine if not held.lost]
 
     def lost(self, node: str, process: int) -> list[str]:

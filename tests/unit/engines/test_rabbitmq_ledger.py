@@ -11,7 +11,7 @@ from celeriac.core.errors import EngineUnavailable
 from celeriac.core.message import Holder
 from celeriac.engines import rabbitmq_ledger
 from celeriac.engines.rabbitmq_held import Held
-from celeriac.engines.rabbitmq_ledger import WORN_RETURNS, Ledger
+from celeriac.engines.rabbitmq_ledger import WORN_RETURNS, Ledger, Unread
 from celeriac.engines.rabbitmq_sender import Topology
 from celeriac.testing.clock import FakeClock
 
@@ -83,6 +83,20 @@ def test_what_is_acknowledged_early_is_gone_when_rabbitmq_has_answered(broker: B
     broker.ledger.answered(2)
     assert (broker.leave("n"), broker.leave("other"), broker.leave("m", token=2)) == ([], ["other"], ["m"])
     assert (broker.ledger.holdings("anna", 1), broker.ledger.lost("anna", 1)) == ([], [])
+
+
+def test_what_is_acknowledged_early_is_not_given_back_before_it_is_known_whose_it_is(broker: Broker) -> None:
+    """Else it would be there twice: what is published again, and what RabbitMQ gives to others when it has never heard of the acknowledgement."""
+    lease = ("m", 1, "anna", 1)
+    broker.give("m")
+    broker.take()
+    with pytest.raises(Unread):
+        broker.leave("m")
+    with pytest.raises(Unread):
+        broker.ledger.stale([lease])
+    broker.reconnect()
+    broker.give_up_waiting()
+    assert broker.ledger.stale([lease]) == ["m"]
 
 
 def test_an_early_acknowledgement_that_was_lost_is_said_again_when_its_message_comes_back(broker: Broker) -> None:
