@@ -164,8 +164,8 @@ def test_workers_with_beats_send_each_occurrence_once(make_project: MakeProject)
     project = make_project(beat_schedule=EVERY_SECOND)
     workers = [project.worker("-B", "-c", "1"), project.worker("-B", "-c", "1", "-P", "threads"), project.worker("-B", "-P", "solo")]
     project.wait_started("second", times=4)
+    until(lambda: all("beat: Starting..." in worker.log() for worker in workers), "their beats have begun")
     for worker in workers:
-        until(lambda worker=worker: "beat: Starting..." in worker.log(), "its beat has begun")  # type: ignore[misc]
         assert worker.stop() == 0
         assert "beat: Stopped." in worker.log()
     lines = sent(project, "second")

@@ -123,10 +123,9 @@ def administer(database: dict[str, Any], statement: str) -> list[Any]:
 
 def close_all(database: dict[str, Any]) -> int:
     """The server ends all sessions in this database, and has ended them; returns how many."""
-    pids = administer(database, "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s")
-    for pid, _ in pids:
-        until(
-            lambda pid=pid: not administer(database, f"SELECT 1 FROM pg_stat_activity WHERE datname = %s AND pid = {pid}"),  # type: ignore[misc]
-            f"session {pid} has ended",
-        )
-    return len(pids)
+    ended = {pid for pid, _ in administer(database, "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s")}
+    until(
+        lambda: not ended & {pid for (pid,) in administer(database, "SELECT pid FROM pg_stat_activity WHERE datname = %s")},
+        "they have ended",
+    )
+    return len(ended)

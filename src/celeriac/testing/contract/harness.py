@@ -136,11 +136,6 @@ def state_of(engine: Engine, id: str) -> str | None:
     return found[id].state if found else None
 
 
-def usual(seconds: Sequence[float]) -> float:
-    """The median: a machine that stands still now and then does not change it, and polling does."""
-    return sorted(seconds)[len(seconds) // 2]
-
-
 def eventually(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
     """Waits until the condition holds."""
     deadline = time.monotonic() + seconds
