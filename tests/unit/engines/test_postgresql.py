@@ -23,6 +23,7 @@ from celeriac.core.errors import EncodeError, EngineCorrupt, EngineUnavailable, 
 from celeriac.core.message import Arrival, Delivery, Holder, Join, Message, Record, Settlement, Verdict
 from celeriac.engines import open_engine
 from celeriac.engines.network import readable
+from celeriac.testing.contract.harness import DEADLINE_SECONDS, eventually
 from tests.support.postgresql import Server, SessionServer, free_port, missing, program
 
 postgresql = pytest.importorskip("celeriac.engines.postgresql")
@@ -31,7 +32,6 @@ schema = pytest.importorskip("celeriac.engines.postgresql_schema")
 pytest.importorskip("psycopg")
 PostgreSQLEngine = postgresql.PostgreSQLEngine
 
-DEADLINE_SECONDS = 20.0
 HOLDER = Holder("node", 1)
 
 
@@ -41,13 +41,6 @@ def message(id: str, **fields: Any) -> Message:
 
 def done(delivery: Delivery, **fields: Any) -> Settlement:
     return Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, **fields)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -208,8 +201,8 @@ def test_a_caller_waits_for_the_making_of_the_schema_no_longer_than_he_gives(eng
         assert time.monotonic() - begin < 5
         other.commit()
         there = "SELECT count(*) FROM pg_catalog.pg_tables WHERE schemaname = %s AND tablename = 'version'"
-        until(lambda: other.execute(there, [engine._schema]).fetchone() == (1,))
-    until(lambda: not _fails(lambda: engine.publish([message("m")])))
+        eventually(lambda: other.execute(there, [engine._schema]).fetchone() == (1,))
+    eventually(lambda: not _fails(lambda: engine.publish([message("m")])))
     assert [one.id for one in engine.peek("celery")] == ["m"]
 
 
@@ -329,7 +322,7 @@ def test_batches_that_count_towards_the_same_joins_lock_them_in_one_order(engine
         first.execute(look, [["j0"]])  # type: ignore[call-overload]
         settling.start()
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
-        until(lambda: others.execute(waiting, [f"%{engine._schema}.exchange%"]).fetchone() == (1,))
+        eventually(lambda: others.execute(waiting, [f"%{engine._schema}.exchange%"]).fetchone() == (1,))
         assert len(others.execute(look, [["j1", "j2"]]).fetchall()) == 2  # type: ignore[call-overload]
     settling.join(DEADLINE_SECONDS)
     assert refused == [[]]
@@ -414,7 +407,7 @@ def test_silence_ends_with_the_timeout_and_then_it_fails_at_once_until_a_probe_s
             return True
         return False
 
-    until(published)
+    eventually(published)
     engine.publish([message("at once")])
     engine.close()
 
@@ -433,7 +426,7 @@ def test_a_lost_answer_does_not_double_what_was_done_meanwhile(proxy: Proxy, url
             producer.publish([one], timeout_seconds=0.3)
         proxy.deaf_to_answers = False
         proxy.cut()
-        until(lambda one=one: engine.find([one.id]))
+        eventually(lambda one=one: engine.find([one.id]))
         deliveries = {delivery.id: delivery for delivery in engine.reserve(["celery"], limit=9, holder=HOLDER)}
         assert engine.settle([done(deliveries.pop(one.id), record=record), *(done(other) for other in deliveries.values())]) == []
         producer.publish([one])
@@ -474,7 +467,7 @@ def test_the_server_restarts_under_idle_and_waiting_clients(own_server: Server) 
     with pytest.raises(EngineUnavailable):
         engine.publish([message("n")], timeout_seconds=0.5)
     own_server.start()
-    until(lambda: not _fails(lambda: engine.queues()))
+    eventually(lambda: not _fails(lambda: engine.queues()))
     engine.publish([message("n")])
     assert [delivery.id for delivery in engine.reserve(["celery"], limit=9, holder=HOLDER)] == ["m", "n"]
     engine.close()
@@ -552,22 +545,22 @@ def test_a_worker_attends_while_it_has_nothing_to_do(engine: Any, url: str) -> N
     (delivery,) = reserve(DEADLINE_SECONDS)
     refused, more = engine.exchange([done(delivery)], ["celery"], limit=2, holder=HOLDER)
     assert (refused, len(more)) == ([], 2)
-    until(lambda: attending(other) == 0)
+    eventually(lambda: attending(other) == 0)
     assert engine.exchange([done(one) for one in more], ["celery"], limit=4, holder=HOLDER) == ([], [])
     assert attending(other) == 0, "one that was busy looks before it waits"
     assert reserve(0.01) == [] and attending(other) == 1
     assert engine.held("node", HOLDER.process) == []
-    until(lambda: attending(other) == 0)
+    eventually(lambda: attending(other) == 0)
     assert reserve(0.01) == []
     other.publish([message("retried")])
     (delivery,) = reserve(DEADLINE_SECONDS)
     again = Settlement(id="retried", verdict=Verdict.RETRY, lease=delivery.lease, message=message("retried", retries=1))
     refused, (delivery,) = engine.exchange([again], ["celery"], limit=2, holder=HOLDER)
     assert (refused, delivery.id) == ([], "retried")
-    until(lambda: attending(other) == 0)
+    eventually(lambda: attending(other) == 0)
     engine.settle([done(delivery)])
     engine.close()
-    until(lambda: attending(other) == 0)
+    eventually(lambda: attending(other) == 0)
     other.close()
 
 
@@ -654,10 +647,10 @@ def test_a_worker_whose_connection_ends_while_it_waits_waits_on_another(engine: 
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    until(lambda: attending(other) == 1)
+    eventually(lambda: attending(other) == 1)
     ended = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.mode = 'ShareLock' AND l.pid <> pg_backend_pid()"
     assert other._database.rows(ended)[0][0] >= 1
-    until(lambda: attending(other) == 1)
+    eventually(lambda: attending(other) == 1)
     other.publish([message("m")])
     worker.join(DEADLINE_SECONDS)
     assert [delivery.id for delivery in taken] == ["m"]
@@ -672,7 +665,7 @@ def test_after_a_crash_an_exchange_is_in_doubt_until_it_is_asked_what_is_held(ow
     (first,) = engine.reserve(["celery"], limit=1, holder=HOLDER)
     own_server.stop(signal.SIGQUIT)
     own_server.start()
-    until(lambda: not _fails(lambda: engine.queues()))
+    eventually(lambda: not _fails(lambda: engine.queues()))
     with pytest.raises(EngineUnavailable, match="in doubt"):
         engine.exchange([done(first)], ["celery"], limit=1, holder=HOLDER)
     held = engine.held("node", HOLDER.process)
@@ -692,7 +685,7 @@ def test_what_was_settled_alone_is_settled_when_the_server_crashes(own_server: S
     assert engine.settle([done(second, follow_ups=[message("o")])]) == []
     own_server.stop(signal.SIGQUIT)
     own_server.start()
-    until(lambda: not _fails(lambda: engine.queues()))
+    eventually(lambda: not _fails(lambda: engine.queues()))
     assert list(engine.find(["m", "n", "o"])) == ["o"]
     engine.close()
 
@@ -712,7 +705,7 @@ def test_a_call_that_is_cut_off_while_it_waits_for_a_replica_may_have_arrived(ow
 
     calling = threading.Thread(target=call)
     calling.start()
-    until(
+    eventually(
         lambda: (
             carefree._database.rows("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == [(1,)]
         )
@@ -740,7 +733,7 @@ def test_what_was_published_survives_a_crash_of_the_server(own_server: Server) -
             engine.publish([message(id)])
         own_server.stop(signal.SIGQUIT)
     own_server.start()
-    until(lambda: not _fails(lambda: engine.queues()))
+    eventually(lambda: not _fails(lambda: engine.queues()))
     kept = set(engine.fetch(ids))
     unsettled = {found.id for state in ("ready", "leased") for found in engine.peek("celery", state=state, limit=1000)}
     assert kept | unsettled == set(ids)
@@ -767,7 +760,7 @@ def test_a_statement_timeout_is_named_as_one(engine: Any, url: str) -> None:
         with pytest.raises(EngineUnsure, match="statement_timeout"):
             hasty.publish([message("n")])
     assert len(engine.peek("celery")) == 1
-    until(lambda: not _fails(lambda: hasty.publish([message("n")])))  # what a busy machine does may take as long
+    eventually(lambda: not _fails(lambda: hasty.publish([message("n")])))  # what a busy machine does may take as long
     assert len(engine.peek("celery")) == 2
     hasty.close()
 
@@ -808,7 +801,7 @@ def test_publishing_with_the_callers_transaction(engine: Any, url: str) -> None:
         waiter.start()
         engine.publish_in(connection, [message("m"), message("nul\0byte", delay_seconds=500)])
         assert engine.queues() == []
-        until(lambda: engine._listener._places)
+        eventually(lambda: engine._listener._places)
         connection.commit()
         begin = time.monotonic()
         waiter.join(DEADLINE_SECONDS)
@@ -884,7 +877,7 @@ def test_each_message_wakes_another(url: str, messages: int) -> None:
         woken.extend(number for number, place in enumerate(places) if place.rest(0.0))
         return len(woken) >= messages
 
-    until(look)
+    eventually(look)
     assert not any(place.rest(time.monotonic() + 0.1) for place in places)
     assert len({*woken}) == len(woken) == messages
     for place in places:
@@ -926,7 +919,7 @@ def test_a_session_that_was_cancelled_is_not_used_again(engine: Any, url: str) -
     thread = threading.Thread(target=sleep)
     thread.start()
     cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
-    until(lambda: other._database.rows(cancel) == [(1,)])
+    eventually(lambda: other._database.rows(cancel) == [(1,)])
     thread.join()
     assert "refused an operation" in str(problems[0])
     assert not engine._database._used and not engine._database._idle
@@ -957,11 +950,11 @@ def test_a_worker_that_was_cancelled_while_it_sat_down_does_not_keep_its_seat(en
     other = PostgreSQLEngine(url)
     assert engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=0.01) == []
     engine._waiter.leave()
-    until(lambda: attending(other) == 0)
+    eventually(lambda: attending(other) == 0)
     cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     with other._database.transaction() as run:
         run("SELECT pg_advisory_xact_lock({s}.key('qcelery'))")
-        canceller = threading.Thread(target=until, args=(lambda: other._database.rows(cancel) == [(1,)],))
+        canceller = threading.Thread(target=eventually, args=(lambda: other._database.rows(cancel) == [(1,)],))
         canceller.start()
         with pytest.raises(EngineUnavailable, match="canceling statement"):
             engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)
@@ -969,7 +962,7 @@ def test_a_worker_that_was_cancelled_while_it_sat_down_does_not_keep_its_seat(en
     other.publish([message("m")])
     assert len(engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)) == 1
     seats = "SELECT count(*) FROM {s}.seats s JOIN pg_locks l ON l.pid = s.pid AND l.locktype = 'advisory'"
-    until(lambda: other._database.rows(seats) == [(0,)])
+    eventually(lambda: other._database.rows(seats) == [(0,)])
     other.close()
 
 
@@ -978,7 +971,7 @@ def test_who_waits_for_more_queues_than_there_is_room_for_locks_is_told_what_to_
     engine.register(Node(id="node", name="n"), lease_seconds=60)
     with pytest.raises(EngineUnavailable, match="raise max_locks_per_transaction"):
         engine.reserve([f"q{number}" for number in range(20_000)], limit=1, holder=HOLDER, wait_seconds=0.01)
-    until(
+    eventually(
         lambda: not _fails(lambda: engine.publish([message("m")]))
     )  # what it had locked is free again, when the server has ended its session
     assert len(engine.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)) == 1
@@ -1000,15 +993,15 @@ def test_who_could_not_leave_is_not_taken_for_one_who_waits(engine: Any, url: st
                 pass
 
     attend_and_leave()  # what is refused then is prepared already
-    until(lambda: attending(other) == 0)
+    eventually(lambda: attending(other) == 0)
     other._database.run("ALTER FUNCTION {s}.leave_queues RENAME TO away")
     attend_and_leave()
     refused = "SELECT FROM pg_stat_activity WHERE state = 'idle' AND query LIKE '%{s}.leave_queues%' AND pid <> pg_backend_pid()"
-    until(lambda: other._database.rows(refused))
+    eventually(lambda: other._database.rows(refused))
     assert attending(other) == 1
     other._database.run("ALTER FUNCTION {s}.away RENAME TO leave_queues")
     attend_and_leave()
-    until(lambda: attending(other) == 0)
+    eventually(lambda: attending(other) == 0)
     other.close()
 
 
@@ -1043,7 +1036,7 @@ def test_threads_of_one_process_wait_on_one_connection(engine: Any, url: str) ->
         threads = [threading.Thread(target=wait, args=(number,)) for number in range(3)]
         for thread in threads:
             thread.start()
-        until(lambda: sum(len(places) for places in engine._listener._places.values()) == 3)
+        eventually(lambda: sum(len(places) for places in engine._listener._places.values()) == 3)
         publisher.publish([message(f"m{round}{number}") for number in range(3)])
         for thread in threads:
             thread.join()

@@ -23,24 +23,17 @@ from celeriac.contracts.mailbox import Node
 from celeriac.core.errors import EngineUnavailable, NodeLost
 from celeriac.core.message import Holder, Message, Record, Settlement, Verdict
 from tests.support.postgresql import Server, missing, program
+from tests.support.workers import PATIENCE_SECONDS, until
 
 pytest.importorskip("psycopg")
 PostgreSQLEngine = pytest.importorskip("celeriac.engines.postgresql").PostgreSQLEngine
 
-DEADLINE_SECONDS = 30.0
 HOLDER = Holder("node", 1)
 SMALL = {"shared_buffers": "16MB", "max_connections": "20"}
 
 
 def message(id: str, **fields: Any) -> Message:
     return Message(**{"id": id, "task": "shop.tasks.charge", "body": Raw(b"[[], {}, {}]"), **fields})
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come about in time: {what}"
-        time.sleep(0.01)
 
 
 def works(call: Callable[[], object]) -> bool:
@@ -105,7 +98,7 @@ class Load:
         """Until all is done."""
         self._enough.set()
         for thread in self._threads:
-            thread.join(DEADLINE_SECONDS)
+            thread.join(PATIENCE_SECONDS)
             assert not thread.is_alive()
 
     def _produce(self) -> None:
@@ -237,7 +230,7 @@ def test_a_password_that_is_changed_meanwhile(make_server: Callable[..., Server]
 
 def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: never.wait(DEADLINE_SECONDS))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: never.wait(PATIENCE_SECONDS))
     engine = PostgreSQLEngine("postgresql://db.internal/shop")
     for _ in range(3):
         begin = time.monotonic()

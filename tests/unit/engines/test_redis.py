@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +27,7 @@ from celeriac.core.errors import EngineUnavailable, ImproperlyConfigured, NodeLo
 from celeriac.core.message import Delivery, Holder, Message, Record, Revocation, Settlement, Verdict
 from celeriac.engines import open_engine
 from celeriac.engines import redis as redis_engine
+from celeriac.testing.contract.harness import eventually
 
 from celeriac.engines.redis import RedisEngine, _read_record  # isort: skip
 from celeriac.engines.redis_wire import Place  # isort: skip
@@ -40,13 +41,6 @@ def message(id: str, **fields: Any) -> Message:
 
 def done(delivery: Delivery, **fields: Any) -> Settlement:
     return Settlement(id=delivery.id, verdict=Verdict.DONE, lease=delivery.lease, **fields)
-
-
-def until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -231,11 +225,11 @@ def test_a_reservation_that_waits_outlives_its_connection(
         target=lambda: taken.extend(far.reserve(["celery"], limit=1, holder=HOLDER, wait_seconds=DEADLINE_SECONDS)), daemon=True
     )
     waiter.start()
-    until(lambda: client.info("clients")["blocked_clients"] == 1)
+    eventually(lambda: client.info("clients")["blocked_clients"] == 1)
     proxy.lose_answers = int(how == "answer lost")
     if how == "killed":
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        until(lambda: client.info("clients")["blocked_clients"] == 1)
+        eventually(lambda: client.info("clients")["blocked_clients"] == 1)
     engine.publish([message("a")])
     waiter.join(DEADLINE_SECONDS)
     assert [delivery.id for delivery in taken] == ["a"]
@@ -272,7 +266,7 @@ def test_a_black_hole_is_bounded_then_fails_at_once_and_ends(far: RedisEngine, p
             return False
         return True
 
-    until(back)
+    eventually(back)
     assert far.depth()["celery"].ready == 1
 
 
@@ -338,7 +332,7 @@ def test_a_server_that_cannot_save_is_named(servers: Servers) -> None:
     engine.publish([message("before")])
     with redis.Redis(port=port) as client:
         client.bgsave()
-        until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
     with pytest.raises(EngineUnavailable, match="cannot save to its disk"):
         engine.publish([message("refused")])
     assert engine.find(["before", "refused"]).keys() == {"before"}
@@ -359,7 +353,7 @@ def test_without_memory_new_tasks_are_refused_and_the_others_worked_off(servers:
     assert engine.heartbeat("node", lease_seconds=60) is True
     outcome = done(first[0], record=Record(task_id="a", status="SUCCESS"), follow_ups=[message("follows")])
     assert engine.settle([outcome]) == []
-    until(lambda: engine.now() > engine.find(["follows"])["follows"].waiting_since + 0.06)
+    eventually(lambda: engine.now() > engine.find(["follows"])["follows"].waiting_since + 0.06)
     batch = engine.reserve(["celery"], limit=1, holder=HOLDER)
     refused, rest = engine.exchange(
         [done(one, record=Record(task_id=one.id, status="SUCCESS")) for one in batch], ["celery"], limit=9, holder=HOLDER
@@ -424,7 +418,7 @@ def test_a_server_that_starts_again_with_its_memory_gone(servers: Servers) -> No
     with pytest.raises(EngineUnavailable):
         engine.publish([message("refused")])
     servers.start(port=port)
-    until(lambda: _works(engine))
+    eventually(lambda: _works(engine))
     with pytest.raises(NodeLost):
         engine.exchange([], ["celery"], limit=1, holder=HOLDER)
     assert engine.heartbeat("node", lease_seconds=60) is False
@@ -447,10 +441,10 @@ def test_failover_by_sentinel(servers: Servers) -> None:
     engine = RedisEngine(f"sentinel://127.0.0.1:1,127.0.0.1:{sentinel}/0?master_name=shop", socket_timeout=1.0)
     engine.publish([message("before")])
     with redis.Redis(port=replica) as other, redis.Redis(port=sentinel) as watcher:
-        until(lambda: other.exists("celeriac:body"))
-        until(lambda: watcher.execute_command("SENTINEL", "REPLICAS", "shop"))
+        eventually(lambda: other.exists("celeriac:body"))
+        eventually(lambda: watcher.execute_command("SENTINEL", "REPLICAS", "shop"))
     servers.stop_one(primary)
-    until(lambda: _works(engine), 90.0)  # a sentinel that was stopped for two seconds does nothing for the next thirty
+    eventually(lambda: _works(engine), 90.0)  # a sentinel that was stopped for two seconds does nothing for the next thirty
     assert engine._server.place.sentinels
     assert engine.find(["before", "a"]).keys() == {"before", "a"}
     engine.close()
@@ -621,7 +615,7 @@ def test_the_news_of_a_result_bears_it_but_only_once(engine: RedisEngine, client
         # As another process does.
         with closing(RedisEngine(engine.url, key_prefix=engine._results.decode().removesuffix("celery-task-meta-"))) as other:
             other.store([Record(task_id="m", status="SUCCESS", result=Raw(b"1"))])
-        until(lambda: subscription.changed(0.1))
+        eventually(lambda: subscription.changed(0.1))
         trips = reads(client)
         assert bytes(engine.fetch(["m"])["m"].result) == b"1"
         assert reads(client) == trips

@@ -27,20 +27,13 @@ from celeriac.core.message import Holder, Message, Record, Revocation, Settlemen
 from celeriac.engines import open_engine, sqlite, sqlite_schema
 from celeriac.engines.sqlite import SQLiteEngine
 from celeriac.engines.sqlite_schema import MIGRATIONS
+from celeriac.testing.contract.harness import DEADLINE_SECONDS, eventually
 
-DEADLINE_SECONDS = 40.0
 HOLDER = Holder("node", 1)
 
 
 def message(id: str, **fields: Any) -> Message:
     return Message(id=id, task="shop.tasks.charge", body=Raw(b"[[], {}, {}]"), **fields)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.005)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -300,7 +293,7 @@ class TestLocks:
         try:
             first = threading.Thread(target=lambda: engine.pause(["other"], by="anna"))
             first.start()
-            until(lambda: not is_free(engine))
+            eventually(lambda: not is_free(engine))
             started = time.monotonic()
             with pytest.raises(EngineUnavailable, match="busy"):
                 engine.publish([message("a")], timeout_seconds=0.2)
@@ -319,7 +312,7 @@ class TestLocks:
         assert "locked" not in str(caught.value)
         publisher = threading.Thread(target=lambda: engine.publish([message("a")], timeout_seconds=DEADLINE_SECONDS))
         publisher.start()
-        until(lambda: not is_free(engine))
+        eventually(lambda: not is_free(engine))
         stranger.execute("COMMIT")
         publisher.join(DEADLINE_SECONDS)
         stranger.close()
@@ -384,7 +377,7 @@ class TestForks:
             engine.publish([message("late")])
 
         pid = in_child(write)
-        until(lambda: engine.find(["early"]))
+        eventually(lambda: engine.find(["early"]))
         engine.publish([message("parent")])
         engine.close()
         os.write(go_write, b"!")
@@ -501,7 +494,7 @@ class TestWaking:
         threading.Timer(0.1, lambda: other.publish([message("a")])).start()
         assert engine.wait(["celery"], DEADLINE_SECONDS)
         assert len(engine.reserve(["celery"], limit=1, holder=HOLDER)) == 1
-        until(lambda: not engine.wait(["celery"], 1.2) and os.path.exists(f"{path}.wake/queue.celery"))
+        eventually(lambda: not engine.wait(["celery"], 1.2) and os.path.exists(f"{path}.wake/queue.celery"))
         assert stat.S_ISFIFO(os.stat(f"{path}.wake/queue.celery").st_mode)
         other.close()
 
@@ -517,7 +510,7 @@ class TestWaking:
         (delivery,) = engine.reserve(["celery"], limit=1, holder=HOLDER)
         threading.Timer(0.05, lambda: engine.store([Record(task_id="a", status="SUCCESS")])).start()
         subscription.fileno()
-        until(lambda: subscription.changed(0.1) and engine.fetch(["a"]))
+        eventually(lambda: subscription.changed(0.1) and engine.fetch(["a"]))
         subscription.close()
         threading.Timer(0.05, lambda: engine.post(["anna"], Letter(method="hello"))).start()
         assert [letter.method for letter in engine.collect("anna", DEADLINE_SECONDS)] == ["hello"]
@@ -695,7 +688,7 @@ def test_the_places_of_many_are_the_places_of_each(engine: SQLiteEngine) -> None
     engine.publish(
         [message("due", delay_seconds=0.001, priority=1), message("elsewhere", queue="other"), message("later", delay_seconds=60)]
     )
-    until(lambda: engine.find(["due"])["due"].state == "ready")
+    eventually(lambda: engine.find(["due"])["due"].state == "ready")
     together = {id: waiting.ahead for id, waiting in engine.find([*names, "due", "elsewhere", "later"]).items()}
     assert together == {id: engine.find([id])[id].ahead for id in together}
     assert together["elsewhere"] == 0

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from celeriac.core.message import Delivery, Settlement, Verdict
+from celeriac.testing.contract.harness import eventually
 from celeriac.testing.faulty import FaultyEngine
 from celeriac.worker.pools.pump import EXIT_BROKEN, Pump
 from celeriac.worker.slots import Page
 from celeriac.worker.worker import EXIT_LEASE_LOST, EXIT_OK, EXIT_ORPHANED, EXIT_RECYCLED, Settler
 
 from .lab import Lab, plan
-
-
-def until(condition: Callable[[], Any], what: str = "it happens") -> None:
-    deadline = time.monotonic() + 40
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within 40 s"
-        time.sleep(0.001)
 
 
 class Pool:
@@ -103,18 +96,18 @@ def send(lab: Lab) -> Callable[[int], list[str]]:
 def test_as_many_run_as_there_are_places(lab: Lab, page: Page, make_pool: Any, send: Any) -> None:
     ids = send(5)
     pool = make_pool().begin()
-    until(lambda: len(pool.started) == 3)
+    eventually(lambda: len(pool.started) == 3)
     assert [running.task_id for running in page.running()] == [delivery.id for _, delivery in pool.started]
     assert [lab.where(task_id) for task_id in ids] == ["leased"] * 3 + ["ready"] * 2
     ended = pool.end()
-    until(lambda: lab.where(ended) is None and len(pool.started) == 3)
+    eventually(lambda: lab.where(ended) is None and len(pool.started) == 3)
     assert len({place for place, _ in pool.started}) == 3
 
 
 def test_a_stop_waits_for_what_runs_and_takes_nothing_more(lab: Lab, page: Page, make_pool: Any, send: Any) -> None:
     send(3)
     pool = make_pool().begin()
-    until(lambda: len(pool.started) == 3)
+    eventually(lambda: len(pool.started) == 3)
     page.stop()
     (more,) = send(1)
     ended = [pool.end() for _ in range(3)]
@@ -133,9 +126,9 @@ def test_who_takes_nothing_more_is_not_taken_for_one_who_waits(
         monkeypatch.setattr(lab.engine, verb, lambda *given, real=real, verb=verb, **more: verbs.append(verb) or real(*given, **more))
     send(1)
     pool = make_pool().begin()
-    until(lambda: pool.started and verbs.count("reserve") > 2, "it has started one, and waits for others")
+    eventually(lambda: pool.started and verbs.count("reserve") > 2)  # it has started one, and waits for others
     page.stop()
-    until(lambda: verbs[-1] == "held")
+    eventually(lambda: verbs[-1] == "held")
     pool.end()
     assert pool.join() == EXIT_OK
 
@@ -143,7 +136,7 @@ def test_who_takes_nothing_more_is_not_taken_for_one_who_waits(
 def test_no_more_begin_than_a_process_may_run(lab: Lab, make_pool: Any, send: Any) -> None:
     ids = send(5)
     pool = make_pool(max_tasks=2).begin()
-    until(lambda: len(pool.started) == 2)
+    eventually(lambda: len(pool.started) == 2)
     pool.end()
     pool.end()
     assert pool.join() == EXIT_RECYCLED
@@ -153,7 +146,7 @@ def test_no_more_begin_than_a_process_may_run(lab: Lab, make_pool: Any, send: An
 def test_what_could_not_be_run_is_given_back(lab: Lab, page: Page, make_pool: Any, send: Any) -> None:
     (task_id,) = send(1)
     pool = make_pool().begin()
-    until(lambda: pool.started)
+    eventually(lambda: pool.started)
     page.stop()
     pool.pump.abandon(*pool.started.pop())
     assert pool.join() == EXIT_OK and lab.where(task_id) == "ready"
@@ -164,17 +157,17 @@ def test_a_suspect_runs_alone(lab: Lab, page: Page, make_pool: Any, send: Any) -
     lab.engine.settle([_crashed(lab.reserve()[0])])
     others = send(2)
     pool = make_pool().begin()
-    until(lambda: len(pool.started) == 2)
+    eventually(lambda: len(pool.started) == 2)
     assert {delivery.id for _, delivery in pool.started} == set(others)
     pool.end()
     assert len(pool.started) == 1
     pool.end()
-    until(lambda: pool.started)
+    eventually(lambda: pool.started)
     assert [delivery.id for _, delivery in pool.started] == [suspect]
     (more,) = send(1)
     assert lab.where(more) == "ready"
     pool.end()
-    until(lambda: pool.started)
+    eventually(lambda: pool.started)
     assert [delivery.id for _, delivery in pool.started] == [more]
 
 
@@ -183,9 +176,9 @@ def test_a_suspect_that_waits_is_given_back_by_a_stop(lab: Lab, page: Page, make
     lab.engine.settle([_crashed(lab.reserve()[0])])
     send(2)
     pool = make_pool().begin()
-    until(lambda: len(pool.started) == 2)
+    eventually(lambda: len(pool.started) == 2)
     page.stop()
-    until(lambda: lab.where(suspect) == "ready")
+    eventually(lambda: lab.where(suspect) == "ready")
     pool.end()
     pool.end()
     assert pool.join() == EXIT_OK
@@ -199,9 +192,9 @@ def test_outcomes_wait_for_an_engine_that_is_away(lab: Lab, page: Page, make_poo
     send(2)
     faulty = FaultyEngine(lab.engine, fail_at=1, times=2, verbs=["settle"])
     pool = make_pool(broker=faulty).begin()
-    until(lambda: len(pool.started) == 2)
+    eventually(lambda: len(pool.started) == 2)
     ended = [pool.end(), pool.end()]
-    until(lambda: [lab.where(task_id) for task_id in ended] == [None, None])
+    eventually(lambda: [lab.where(task_id) for task_id in ended] == [None, None])
     assert len(faulty.failures) == 2
 
 
@@ -209,13 +202,13 @@ def test_outcomes_wait_for_an_engine_that_is_away(lab: Lab, page: Page, make_poo
 def test_taking_goes_on_when_the_engine_is_back(lab: Lab, make_pool: Any, send: Any, verb: str) -> None:
     pool = make_pool(broker=FaultyEngine(lab.engine, fail_at=1, verbs=[verb])).begin()
     send(1)
-    until(lambda: pool.started)
+    eventually(lambda: pool.started)
 
 
 def test_a_lost_lease_ends_the_process_at_once(lab: Lab, make_pool: Any, send: Any) -> None:
     send(1)
     pool = make_pool().begin()
-    until(lambda: pool.started)
+    eventually(lambda: pool.started)
     lab.engine.unregister("node-1")
     assert pool.join() == EXIT_LEASE_LOST
 
@@ -224,7 +217,7 @@ def test_a_process_that_cannot_settle_ends(lab: Lab, make_pool: Any, send: Any) 
     send(1)
     faulty = FaultyEngine(lab.engine, fail_at=1, times=1000, verbs=["settle"], error=RuntimeError)
     pool = make_pool(broker=faulty).begin()
-    until(lambda: pool.started)
+    eventually(lambda: pool.started)
     pool.end()
     assert pool.join() == EXIT_BROKEN
 
